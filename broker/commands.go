@@ -1,0 +1,295 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/postbus/postbus/wire"
+)
+
+// handler does what one frame asks for. An error ends the connection; what is
+// wrong with a request only is answered by refuseRequest.
+type handler func(l *loop, p *peer, payload []byte) error
+
+var handlers = [wire.NumTypes]handler{
+	wire.TypeHello:       (*loop).hello,
+	wire.TypePublish:     (*loop).publish,
+	wire.TypeSubscribe:   (*loop).subscribe,
+	wire.TypeUnsubscribe: (*loop).unsubscribe,
+	wire.TypePing:        (*loop).ping,
+	wire.TypeGoodbye:     (*loop).goodbye,
+	wire.TypeCredit:      (*loop).addCredit,
+	wire.TypeAwait:       (*loop).await,
+}
+
+// Bounds of what one frame may ask for.
+const (
+	maxFilters = 64 // of a subscription
+	maxAwaits  = 64 // open on a connection
+	maxName    = 64 // bytes of a client's name
+)
+
+// command handles one frame.
+func (l *loop) command(p *peer, t wire.Type, payload []byte) error {
+	if int(t) >= len(handlers) || handlers[t] == nil {
+		return &wire.Error{Code: wire.CodeUnknownFrame, Text: fmt.Sprintf("a broker takes no %v frame", t)}
+	}
+	if p.open == (t == wire.TypeHello) {
+		return &wire.Error{Code: wire.CodeUnknownFrame, Text: fmt.Sprintf("%v is not due: HELLO comes first, and once", t)}
+	}
+	return handlers[t](l, p, payload)
+}
+
+func (l *loop) hello(p *peer, payload []byte) error {
+	var h wire.Hello
+	if err := wire.DecodeCold(payload, &h); err != nil {
+		return err
+	}
+	if h.Version < wire.Version {
+		return &wire.Error{Code: wire.CodeVersion, Text: fmt.Sprintf(
+			"the client speaks protocol version %d at most, this broker %d at least: use a newer client", h.Version, wire.Version)}
+	}
+	if h.MaxPacket != 0 {
+		p.maxPacket = min(max(h.MaxPacket, 4096), wire.DefaultMaxPacket)
+	}
+	p.name = h.Client[:min(len(h.Client), maxName)]
+	p.session, p.restore = string(h.Session[:min(len(h.Session), sessionSize)]), h.Restore
+	p.open = true
+	p.out = wire.AppendCold(p.out, wire.TypeWelcome, &wire.Welcome{
+		Version: wire.Version, Features: []string{}, MaxPacket: p.maxPacket, MaxMessage: l.opts.MaxMessage,
+		Window: l.opts.Window, Bus: l.bus, Broker: l.opts.Version,
+		UID: p.cred.UID, GID: p.cred.GID, PID: p.cred.PID,
+	})
+	l.touch(p)
+	l.returned(p)
+	return nil
+}
+
+// refuseRequest answers a request that cannot be granted.
+func (l *loop) refuseRequest(p *peer, err error, body wire.ErrorBody) {
+	var e *wire.Error
+	if !errors.As(err, &e) {
+		e = &wire.Error{Code: wire.CodeInternal, Text: err.Error()}
+	}
+	body.Code, body.Text = e.Code, e.Text
+	p.out = wire.AppendCold(p.out, wire.TypeError, &body)
+	l.touch(p)
+}
+
+func (l *loop) subscribe(p *peer, payload []byte) error {
+	var f wire.Subscribe
+	if err := wire.DecodeCold(payload, &f); err != nil {
+		return err
+	}
+	s, err := l.newSubscription(p, &f)
+	if err != nil {
+		l.refuseRequest(p, err, wire.ErrorBody{Sub: f.Sub})
+		return nil
+	}
+	l.endRun()
+	p.subs[s.id] = s
+	if s.policy == wire.Block {
+		p.blockers++
+	}
+	l.topics.subscribe(s)
+	l.stats.Subscriptions++
+	p.out = wire.AppendCold(p.out, wire.TypeSubscribed, &wire.Subscribed{Sub: s.id, Seq: l.seq})
+	l.touch(p)
+	l.answerAwaits()
+	l.returned(p)
+	return nil
+}
+
+// newSubscription checks a SUBSCRIBE and makes what it asks for.
+func (l *loop) newSubscription(p *peer, f *wire.Subscribe) (*subscription, error) {
+	policy, err := wire.ParsePolicy(f.Policy)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case f.Sub == 0:
+		return nil, &wire.Error{Code: wire.CodeBadOption, Text: "subscription 0: numbers begin at 1"}
+	case p.subs[f.Sub] != nil:
+		return nil, &wire.Error{Code: wire.CodeExists, Text: fmt.Sprintf("subscription %d is open on this connection already", f.Sub)}
+	case len(p.subs) >= l.opts.MaxSubscriptions:
+		return nil, &wire.Error{Code: wire.CodeLimit, Text: fmt.Sprintf(
+			"the connection has %d subscriptions, its limit: close some, or give one several filters", l.opts.MaxSubscriptions)}
+	case len(f.Filters) == 0 || len(f.Filters) > maxFilters:
+		return nil, &wire.Error{Code: wire.CodeBadFilter, Text: fmt.Sprintf(
+			"subscription %d has %d filters: 1 to %d are possible", f.Sub, len(f.Filters), maxFilters)}
+	case f.Messages < 0 || f.Bytes < 0:
+		return nil, &wire.Error{Code: wire.CodeBadOption, Text: fmt.Sprintf("subscription %d has a negative buffer", f.Sub)}
+	}
+	for _, filter := range f.Filters {
+		if err := wire.CheckFilter(filter); err != nil {
+			return nil, err
+		}
+	}
+	slices.Sort(f.Filters)
+	s := &subscription{
+		peer: p, id: f.Sub, filters: slices.Compact(f.Filters), policy: policy,
+		maxMessages: l.opts.BufferMessages, maxBytes: l.opts.BufferBytes, noLocal: f.NoLocal,
+		credited: f.Credit > 0, credit: int64(min(f.Credit, 1<<62)),
+		queue: backlog{sub: f.Sub, spare: &l.spare},
+	}
+	if f.Messages > 0 {
+		s.maxMessages = f.Messages
+	}
+	if f.Bytes > 0 {
+		s.maxBytes = f.Bytes
+	}
+	if policy == wire.Latest {
+		s.queue.latest = make(map[string]place)
+	}
+	if p.subs == nil {
+		p.subs = make(map[uint32]*subscription, 1)
+	}
+	return s, nil
+}
+
+func (l *loop) unsubscribe(p *peer, payload []byte) error {
+	var f wire.Unsubscribe
+	if err := wire.DecodeCold(payload, &f); err != nil {
+		return err
+	}
+	s := p.subs[f.Sub]
+	if s == nil || s.draining {
+		l.refuseRequest(p, &wire.Error{Code: wire.CodeNotFound,
+			Text: fmt.Sprintf("subscription %d is not open on this connection", f.Sub)}, wire.ErrorBody{Sub: f.Sub})
+		return nil
+	}
+	l.endRun()
+	if f.Drain && !s.idle() {
+		s.draining = true
+		l.topics.unsubscribe(s)
+		return nil
+	}
+	p.out = l.drained(s, p.out)
+	l.touch(p)
+	return nil
+}
+
+// drained closes s and appends its UNSUBSCRIBED to buf.
+func (l *loop) drained(s *subscription, buf []byte) []byte {
+	discarded := s.queue.messages
+	for _, sp := range s.spans {
+		discarded += sp.messages
+	}
+	l.closeSub(s)
+	return wire.AppendCold(buf, wire.TypeUnsubscribed, &wire.Unsubscribed{
+		Sub: s.id, Delivered: s.delivered, Dropped: s.dropped, Discarded: uint64(discarded)})
+}
+
+// closeSub takes a subscription out of everything.
+func (l *loop) closeSub(s *subscription) {
+	if s.closed {
+		return
+	}
+	l.endRun()
+	s.closed = true
+	p := s.peer
+	delete(p.subs, s.id)
+	if s.policy == wire.Block {
+		p.blockers--
+	}
+	l.topics.unsubscribe(s)
+	if i := slices.Index(p.active, s); i >= 0 {
+		p.active = slices.Delete(p.active, i, i+1)
+	}
+	if p.target == s.id {
+		p.target = 0 // the number may be used again
+	}
+	s.spans = nil
+	s.queue = backlog{}
+	s.recharge()
+	s.release(l)
+	l.stats.Subscriptions--
+}
+
+func (l *loop) ping(p *peer, payload []byte) error {
+	token, err := wire.DecodePing(payload)
+	if err != nil {
+		return err
+	}
+	l.sendVerdicts(p, true)
+	p.out = wire.AppendPong(p.out, token)
+	l.touch(p)
+	return nil
+}
+
+func (l *loop) goodbye(p *peer, payload []byte) error {
+	var g wire.Goodbye
+	if err := wire.DecodeCold(payload, &g); err != nil {
+		return err
+	}
+	p.leaving = true
+	for _, s := range p.subs {
+		l.closeSub(s)
+	}
+	l.sendVerdicts(p, true)
+	l.touch(p)
+	return nil
+}
+
+func (l *loop) addCredit(p *peer, payload []byte) error {
+	var c wire.Credit
+	if err := c.Decode(payload); err != nil {
+		return err
+	}
+	if s := p.subs[c.Sub]; s != nil && s.credited {
+		s.credit = min(s.credit+int64(min(c.Bytes, 1<<61)), 1<<62)
+		if !s.queue.quiet() {
+			s.list(l)
+		}
+	}
+	return nil
+}
+
+// await is an AWAIT not answered yet.
+type await struct {
+	peer        *peer
+	token       uint64
+	topic       []byte
+	subscribers int
+}
+
+func (l *loop) await(p *peer, payload []byte) error {
+	var f wire.Await
+	if err := wire.DecodeCold(payload, &f); err != nil {
+		return err
+	}
+	if p.awaits >= maxAwaits {
+		l.refuseRequest(p, &wire.Error{Code: wire.CodeLimit,
+			Text: fmt.Sprintf("%d AWAITs are open on this connection, the limit", maxAwaits)}, wire.ErrorBody{Token: f.Token})
+		return nil
+	}
+	if err := wire.CheckTopic(f.Topic); err != nil {
+		l.refuseRequest(p, err, wire.ErrorBody{Token: f.Token})
+		return nil
+	}
+	p.awaits++
+	l.awaits = append(l.awaits, await{p, f.Token, []byte(f.Topic), f.Subscribers})
+	l.answerAwaits()
+	return nil
+}
+
+// answerAwaits answers those AWAITs whose topic now has the subscribers.
+func (l *loop) answerAwaits() {
+	l.awaits = slices.DeleteFunc(l.awaits, func(a await) bool {
+		r, err := l.topics.find(a.topic)
+		if err != nil || len(r.subs) < a.subscribers {
+			return err != nil
+		}
+		a.peer.awaits--
+		a.peer.out = wire.AppendCold(a.peer.out, wire.TypeAwaited, &wire.Awaited{Token: a.token, Subscribers: len(r.subs)})
+		l.touch(a.peer)
+		return true
+	})
+}
+
+func (l *loop) forgetAwaits(p *peer) {
+	if p.awaits > 0 {
+		l.awaits = slices.DeleteFunc(l.awaits, func(a await) bool { return a.peer == p })
+	}
+}

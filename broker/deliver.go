@@ -1,0 +1,281 @@
+package broker
+
+import "github.com/postbus/postbus/wire"
+
+// gatherSize is how much is put together for one write where the bytes do not lie
+// in a row already, in bytes.
+const gatherSize = 128 << 10
+
+// touch sees to it that p is written to at the end of the turn.
+func (l *loop) touch(p *peer) {
+	if !p.dirty && !p.closed {
+		p.dirty = true
+		l.dirty = append(l.dirty, p)
+	}
+}
+
+// deliver writes out what the turn has routed: one write for each peer, straight
+// from the turn buffer where it can be. Then the buffer is free again.
+func (l *loop) deliver() {
+	l.endRun()
+	for len(l.dirty) > 0 { // flushing one can release publishers, which touches them
+		l.flushing, l.dirty = l.dirty, l.flushing[:0]
+		for _, p := range l.flushing {
+			p.dirty = false
+			if !p.closed {
+				l.flush(p)
+			}
+		}
+	}
+	l.emptyTurn()
+}
+
+// flush writes to one peer.
+func (l *loop) flush(p *peer) {
+	switch {
+	case p.broken:
+		l.mute(p)
+	case p.stalled:
+		l.spill(p)
+	case l.writeStraight(p):
+	default:
+		l.writeGathered(p)
+	}
+	if !p.stalled {
+		l.goOn(p)
+	}
+	p.recharge()
+	if p.paused && len(p.out) == 0 {
+		l.resume(p)
+	}
+	if p.finished() {
+		l.close(p, "left")
+	}
+}
+
+// writeStraight is the common case: one subscription, and messages in a row. It
+// writes from where they lie and reports whether it did.
+func (l *loop) writeStraight(p *peer) bool {
+	if len(p.out) > 0 || len(p.active) != 1 {
+		return false
+	}
+	s := p.active[0]
+	if s.id != p.target || s.draining {
+		return false
+	}
+	for !s.queue.quiet() {
+		frames := s.queue.straight()
+		if frames == nil || s.allowance() < int64(len(frames)) {
+			return false
+		}
+		if !l.writeBacklog(p, s, frames) {
+			l.stall(p)
+			return true
+		}
+	}
+	if len(s.spans) > 1 || len(s.spans) == 1 && s.allowance() < int64(s.spans[0].to-s.spans[0].from) {
+		return false
+	}
+	if len(s.spans) == 1 && !l.writeSpan(p, s) {
+		l.stall(p)
+		return true
+	}
+	l.unlist(p)
+	return true
+}
+
+// writeBacklog writes frames, which lie at the front of s's backlog, and reports
+// whether all of them are out. Of a write that stops within a frame the rest of
+// that frame is committed; what is behind stays the policy's.
+func (l *loop) writeBacklog(p *peer, s *subscription, frames []byte) bool {
+	n, total := p.send(frames), len(frames)
+	whole, messages := total, s.queue.chunks[0].messages
+	if n < total {
+		for whole, messages = 0, 0; whole < n; messages++ {
+			whole += frameSize(frames[whole:])
+		}
+		p.out = append(p.out, frames[n:whole]...)
+	}
+	s.queue.took(whole, messages)
+	s.sent(l, messages, whole)
+	s.recharge()
+	s.release(l)
+	return n == total
+}
+
+// writeSpan writes s's only span, as writeBacklog does.
+func (l *loop) writeSpan(p *peer, s *subscription) bool {
+	sp := s.spans[0]
+	frames := l.turn[sp.from:sp.to]
+	n := p.send(frames)
+	whole, messages := len(frames), sp.messages
+	if n < len(frames) {
+		whole, messages = l.wholeFrames(sp, n)
+		p.out = append(p.out, frames[n:whole]...)
+	}
+	s.sent(l, messages, whole)
+	if messages == sp.messages {
+		s.spans = s.spans[:0]
+	} else {
+		s.spans[0] = span{sp.from + whole, sp.to, sp.index + messages, sp.messages - messages}
+	}
+	return n == len(frames)
+}
+
+// writeGathered writes what is committed and then what the subscriptions have,
+// put together in a buffer of the loop's.
+func (l *loop) writeGathered(p *peer) {
+	for {
+		buf := append(l.scratch[:0], p.out...)
+		p.out = p.out[:0]
+		buf = l.gather(p, buf) // can add to p.out: that comes after buf
+		l.scratch = buf[:0]
+		if len(buf) == 0 {
+			p.keepOut(nil)
+			break
+		}
+		n := p.send(buf)
+		p.keepOut(buf[n:])
+		if n < len(buf) {
+			l.stall(p)
+			break
+		}
+	}
+	if cap(l.scratch) > 4*gatherSize {
+		l.scratch = nil // after a very large message
+	}
+}
+
+// keptOutput is the capacity of p.out that an idle connection may keep, bytes.
+const keptOutput = 512
+
+// keepOut puts rest, which is committed and not out, before what is in p.out.
+func (p *peer) keepOut(rest []byte) {
+	switch {
+	case len(p.out) > 0:
+		p.out = append(append(make([]byte, 0, len(rest)+len(p.out)), rest...), p.out...)
+	case len(rest) > 0:
+		p.out = append(p.out, rest...)
+	case cap(p.out) > keptOutput:
+		p.out = nil
+	}
+}
+
+// gather appends what p's subscriptions have to send, one after the other, as far
+// as their credit goes and until there is enough for a write.
+func (l *loop) gather(p *peer, buf []byte) []byte {
+	for len(p.active) > 0 && len(buf) < gatherSize {
+		s := p.active[0]
+		buf = l.gatherOne(p, s, buf)
+		if !s.idle() && s.mayWrite() {
+			// The buffer is full; the others come first next time.
+			p.active = append(append(p.active[:0], p.active[1:]...), s)
+			continue
+		}
+		s.spill(l)
+		if p.ending || p.closed {
+			return buf
+		}
+		l.unlist(p)
+		if s.draining && s.idle() {
+			buf = l.drained(s, buf)
+		}
+	}
+	return buf
+}
+
+// gatherOne appends from one subscription: its backlog, then this turn's spans.
+func (l *loop) gatherOne(p *peer, s *subscription, buf []byte) []byte {
+	if !s.mayWrite() {
+		return buf
+	}
+	if p.target != s.id {
+		buf = wire.AppendTarget(buf, s.id)
+		p.target = s.id
+	}
+	if !s.queue.quiet() {
+		var messages, bytes int
+		buf, messages, bytes = s.queue.take(buf, gatherSize, s.allowance())
+		s.sent(l, messages, bytes)
+		s.recharge()
+		s.release(l)
+	}
+	if !s.queue.quiet() {
+		return buf
+	}
+	done := 0
+	for i := range s.spans {
+		if len(buf) >= gatherSize || !s.mayWrite() {
+			break
+		}
+		sp := &s.spans[i]
+		frames := l.turn[sp.from:sp.to]
+		n, messages := len(frames), sp.messages
+		if most := int(min(int64(gatherSize), s.allowance())); n > most {
+			n, messages = wire.CutAt(frames, most)
+		}
+		buf = append(buf, frames[:n]...)
+		s.sent(l, messages, n)
+		sp.from += n
+		sp.index += messages
+		sp.messages -= messages
+		if sp.messages > 0 {
+			break
+		}
+		done++
+	}
+	s.spans = append(s.spans[:0], s.spans[done:]...)
+	return buf
+}
+
+// unlist takes the first of p's active subscriptions off the list.
+func (l *loop) unlist(p *peer) {
+	p.active[0].listed = false
+	p.active = append(p.active[:0], p.active[1:]...)
+}
+
+// stall makes p wait until its socket has room and puts what is left of this turn
+// into the backlogs.
+func (l *loop) stall(p *peer) {
+	if p.broken {
+		l.mute(p)
+		return
+	}
+	if !p.stalled {
+		p.stalled = true
+		l.watchTime(l.opts.StallTimeout)
+	}
+	p.moved = l.now
+	l.spill(p)
+	l.watch(p)
+}
+
+// spill puts p's share of this turn into the backlogs.
+func (l *loop) spill(p *peer) {
+	if p.blockers > 0 && len(p.active) > 0 {
+		l.yieldTo(p)
+	}
+	for _, s := range p.active {
+		s.spill(l)
+		if p.closed || p.ending {
+			return
+		}
+	}
+}
+
+// writable goes on after a stall.
+func (l *loop) writable(p *peer) {
+	p.stalled = false
+	l.touch(p)
+	l.watch(p)
+}
+
+// mute forgets what was to be sent to a peer that is gone. What it sent before it
+// went is still read.
+func (l *loop) mute(p *peer) {
+	for _, s := range p.subs {
+		l.closeSub(s)
+	}
+	p.out, p.active, p.stalled = nil, nil, false
+	l.watch(p)
+}

@@ -1,0 +1,309 @@
+package broker
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/postbus/postbus/wire"
+)
+
+// Peer is who a connection belongs to, as the kernel says (SO_PEERCRED and
+// SO_PEERGROUPS, unix(7)): the effective ids when it connected. The pid is
+// information only: it may be another process's by now.
+type Peer struct {
+	UID, GID, PID uint32
+	Groups        []uint32
+}
+
+// peer is one connection. Only the loop touches it.
+type peer struct {
+	fd      int
+	cred    Peer
+	account *account
+	name    string // what HELLO calls it, for the log
+	session string
+	restore int
+
+	packet    bool // SOCK_SEQPACKET
+	maxPacket int
+	events    uint32 // what epoll watches
+	watched   bool   // whether epoll has it
+	open      bool   // HELLO was read
+	closed    bool
+	leaving   bool // the client said GOODBYE
+	ending    bool // GOODBYE was queued for it: close when that is out, or at the turn's end
+	eof       bool // its input ended
+	broken    bool // its output failed: nothing more can be sent
+	paused    bool // not read for now
+	stalled   bool // its socket is full
+	dirty     bool // in loop.dirty
+	buffered  int  // bytes charged
+	held      int  // of these, for in and out
+
+	in      []byte    // frames not complete, or not handled while paused
+	inSince time.Time // when the first of them began
+	joined  time.Time
+	moved   time.Time // when output last got out, while stalled
+
+	out      []byte // committed to the connection: goes before anything else
+	split    int    // bytes at the start of out that end a frame spread over packets
+	target   uint32 // subscription of the last TARGET
+	subs     map[uint32]*subscription
+	active   []*subscription // those with something to send
+	blockers int             // subscriptions with policy block
+	awaits   int
+
+	yielders []yielder // publishers that yield to it
+
+	publisher
+}
+
+// lookUp reads from the kernel who is at the other end of fd.
+func lookUp(fd int) (Peer, error) {
+	c, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return Peer{}, err
+	}
+	return Peer{UID: c.Uid, GID: c.Gid, PID: uint32(c.Pid), Groups: peerGroups(fd)}, nil
+}
+
+// send writes as much of buf as the socket takes and returns how much that was.
+// buf holds whole frames, but for split bytes at its start that end a frame whose
+// beginning was sent before. A short count means that the socket is full, or that
+// the peer is gone and p.broken set.
+func (p *peer) send(buf []byte) int {
+	if !p.packet {
+		n, err := unix.Write(p.fd, buf)
+		if err != nil {
+			p.failed(err)
+			return 0
+		}
+		return n
+	}
+	sent := 0
+	for sent < len(buf) {
+		n := min(p.split, p.maxPacket)
+		if n == 0 {
+			if n, _ = wire.CutAt(buf[sent:], p.maxPacket); n > p.maxPacket {
+				p.split = n
+				continue
+			}
+		}
+		if _, err := unix.Write(p.fd, buf[sent:sent+n]); err != nil {
+			p.failed(err)
+			break
+		}
+		sent += n
+		p.split -= min(p.split, n)
+	}
+	return sent
+}
+
+// failed notes why a write did not get through. ENOBUFS is the kernel short of
+// memory: like a full socket, it passes.
+func (p *peer) failed(err error) {
+	if err != unix.EAGAIN && err != unix.ENOBUFS && err != unix.EINTR {
+		p.broken = true
+	}
+}
+
+// quiet reports whether nothing waits to be sent.
+func (p *peer) quiet() bool {
+	if len(p.out) > 0 || len(p.active) > 0 {
+		return false
+	}
+	for _, s := range p.subs {
+		if !s.idle() {
+			return false
+		}
+	}
+	return true
+}
+
+// mustPause reports whether the next frame, of type t, has to wait. Publishes wait
+// beyond the window while verdicts are held back, everything waits while the
+// client does not read the answers it has asked for.
+func (l *loop) mustPause(p *peer, t wire.Type) bool {
+	if len(p.out) > maxAnswers || len(p.verdicts) > maxVerdicts {
+		return true
+	}
+	if t != wire.TypePublish {
+		return false
+	}
+	return p.holds > 0 && (p.unacked > l.opts.Window || p.account.unacked > l.opts.MaxUserBytes) || l.settling != nil
+}
+
+const (
+	// maxAnswers is how much of its answers a client may leave unread before its
+	// requests are left unread too, in bytes.
+	maxAnswers = 256 << 10
+
+	// maxVerdicts is how many verdicts may be held back, ones in a row that say
+	// the same counted once.
+	maxVerdicts = 8192
+
+	// keptInput is the capacity of p.in that an idle connection may keep, bytes.
+	keptInput = 512
+)
+
+// read takes what one call gives and handles the frames in it.
+func (l *loop) read(p *peer) {
+	buf := l.readBuf
+	kept := len(p.in)
+	if kept > len(buf)/4 {
+		l.readLarge(p)
+		return
+	}
+	copy(buf, p.in)
+	n, ok := l.receive(p, buf[kept:])
+	if !ok {
+		return
+	}
+	l.handle(p, buf[:kept+n])
+}
+
+// readLarge goes on with a frame that is too long for the shared buffer. Its own
+// buffer doubles with what has arrived: an announced length takes no memory.
+func (l *loop) readLarge(p *peer) {
+	need := wire.HeaderSize
+	if len(p.in) >= need {
+		need = frameSize(p.in)
+	}
+	room := min(max(need-len(p.in), 1), len(p.in))
+	if p.packet {
+		room = max(room, wire.DefaultMaxPacket+1)
+	}
+	if cap(p.in)-len(p.in) < room {
+		grown := make([]byte, len(p.in), len(p.in)+room)
+		copy(grown, p.in)
+		p.in = grown
+		p.recharge()
+		if !l.room(p, 0) {
+			l.end(p, wire.CodeLimit, "the frames that you and others of your uid have begun take more than the broker keeps for one uid")
+			return
+		}
+	}
+	n, ok := l.receive(p, p.in[len(p.in):len(p.in)+room])
+	if !ok {
+		return
+	}
+	in := p.in[:len(p.in)+n]
+	if len(in) < need {
+		p.in = in
+		return
+	}
+	p.in = nil
+	l.handle(p, in)
+}
+
+// receive reads once into buf. It returns false when there is nothing to handle.
+func (l *loop) receive(p *peer, buf []byte) (int, bool) {
+	for resets := 0; ; resets++ {
+		n, err := unix.Read(p.fd, buf)
+		switch {
+		case n > 0 && p.packet && n > p.maxPacket:
+			// read(2) drops what does not fit; buf is longer than any packet allowed.
+			l.end(p, wire.CodeTooLarge, "a packet above max_packet")
+			return 0, false
+		case n > 0:
+			return n, true
+		case err == unix.EAGAIN:
+			return 0, false
+		case err == unix.EINTR:
+			continue
+		case err == unix.ECONNRESET && p.packet && resets == 0:
+			// The reset of a client that left answers unread comes before the
+			// packets that it had sent.
+			continue
+		}
+		// The end, or an empty packet, which this protocol does not have.
+		l.inputEnded(p, err)
+		return 0, false
+	}
+}
+
+// handle works off the frames in buf, which is the loop's or p's own, and keeps
+// what is not complete or has to wait.
+func (l *loop) handle(p *peer, buf []byte) {
+	rest := buf
+	for len(rest) > 0 && !p.ending && !p.closed {
+		payload, size, err := wire.Split(rest, l.frameLimit)
+		if err == wire.ErrShort {
+			break
+		}
+		if err != nil {
+			l.refuse(p, err)
+			return
+		}
+		t, err := wire.PeekType(payload)
+		if err != nil {
+			l.refuse(p, err)
+			return
+		}
+		if l.mustPause(p, t) {
+			p.paused = true
+			break
+		}
+		if err := l.command(p, t, payload); err != nil {
+			l.refuse(p, err)
+			return
+		}
+		rest = rest[size:]
+	}
+	l.keepInput(p, rest, len(rest) < len(buf))
+}
+
+// keepInput stores what is left of the input until more comes.
+func (l *loop) keepInput(p *peer, rest []byte, progress bool) {
+	if p.closed {
+		return
+	}
+	switch {
+	case len(rest) > 0:
+		if progress || len(p.in) == 0 {
+			p.inSince = l.now
+			l.watchTime(l.opts.FrameTimeout)
+		}
+		p.in = append(p.in[:0], rest...)
+	case cap(p.in) > keptInput:
+		p.in = nil
+	default:
+		p.in = p.in[:0]
+	}
+	p.recharge()
+	l.watch(p)
+}
+
+// refuse ends a connection whose client broke the protocol.
+func (l *loop) refuse(p *peer, err error) {
+	var e *wire.Error
+	if !errors.As(err, &e) {
+		e = &wire.Error{Code: wire.CodeInternal, Text: err.Error()}
+	}
+	l.end(p, e.Code, e.Text)
+}
+
+// inputEnded handles the end of what a client sends. What is due to it is still
+// sent: verdicts, and messages as long as it has subscriptions.
+func (l *loop) inputEnded(p *peer, err error) {
+	p.eof = true
+	if err != nil {
+		p.broken = true // the connection is gone, not just its input
+	}
+	l.sendVerdicts(p, true)
+	l.touch(p)
+	l.watch(p)
+}
+
+// finished reports whether a connection has nothing more to do.
+func (p *peer) finished() bool {
+	switch {
+	case p.broken:
+		return p.eof
+	case p.leaving:
+		return len(p.out) == 0
+	}
+	return p.eof && len(p.out) == 0 && p.holds == 0 && len(p.subs) == 0
+}

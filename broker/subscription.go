@@ -1,0 +1,202 @@
+package broker
+
+import (
+	"fmt"
+
+	"github.com/postbus/postbus/wire"
+)
+
+// subscription is one SUBSCRIBE of a peer.
+//
+// Within a turn of the loop its messages are spans of the loop's turn buffer,
+// which it shares with all others. What cannot be written at the end of the turn
+// is copied into its backlog, where its policy rules.
+type subscription struct {
+	peer        *peer
+	id          uint32
+	filters     []string
+	policy      wire.Policy
+	maxMessages int
+	maxBytes    int
+	noLocal     bool
+	credited    bool  // the client grants credit
+	credit      int64 // bytes that may still be sent
+
+	spans   []span // of this turn
+	queue   backlog
+	charged int  // bytes of queue.memory that the peer is charged
+	listed  bool // in peer.active
+
+	delivered uint64
+	dropped   uint64
+	waiting   []*peer // publishers whose verdicts it holds back (policy block)
+
+	seats    []seat // in topics
+	mark     uint64 // of topics
+	draining bool   // an UNSUBSCRIBE with drain was read
+	closed   bool
+}
+
+// span is part of the turn buffer: whole MESSAGE frames.
+type span struct {
+	from, to int
+	index    int // messages of the turn that lie before it
+	messages int // in it
+}
+
+// take adds a span to what the subscription gets this turn.
+func (s *subscription) take(l *loop, add span) {
+	if k := len(s.spans); k > 0 && s.spans[k-1].to == add.from {
+		s.spans[k-1].to = add.to
+		s.spans[k-1].messages += add.messages
+	} else {
+		s.spans = append(s.spans, add)
+	}
+	s.list(l)
+}
+
+// list puts the subscription among those that have something to send.
+func (s *subscription) list(l *loop) {
+	if !s.listed {
+		s.listed = true
+		s.peer.active = append(s.peer.active, s)
+	}
+	l.touch(s.peer)
+}
+
+// idle reports whether nothing is there to be sent.
+func (s *subscription) idle() bool { return len(s.spans) == 0 && s.queue.quiet() }
+
+// mayWrite reports whether credit lasts for another message.
+func (s *subscription) mayWrite() bool { return !s.credited || s.credit > 0 }
+
+// allowance is the credit there is, in bytes.
+func (s *subscription) allowance() int64 {
+	if s.credited {
+		return s.credit
+	}
+	return int64(unlimited)
+}
+
+// sent counts messages that were given to the connection.
+func (s *subscription) sent(l *loop, messages, bytes int) {
+	s.delivered += uint64(messages)
+	l.stats.Delivered += uint64(messages)
+	if s.credited {
+		s.credit -= int64(bytes)
+	}
+}
+
+func (s *subscription) drop(l *loop, messages int) {
+	s.dropped += uint64(messages)
+	l.stats.Dropped += uint64(messages)
+}
+
+// full reports whether the buffer's bound is reached.
+func (s *subscription) full(l *loop) bool {
+	return s.queue.messages >= s.maxMessages || s.queue.size >= s.maxBytes || !l.room(s.peer, 0)
+}
+
+// fits reports whether the buffer takes so many more messages and bytes. A message
+// above the bound fits an empty buffer, else it could never pass.
+func (s *subscription) fits(l *loop, messages, size int) bool {
+	q := &s.queue
+	if !l.room(s.peer, size) {
+		return false
+	}
+	return q.messages+messages <= s.maxMessages && q.size+size <= s.maxBytes || q.messages == 0 && messages == 1
+}
+
+// spill copies what is left of this turn into the backlog.
+func (s *subscription) spill(l *loop) {
+	for _, sp := range s.spans {
+		frames := l.turn[sp.from:sp.to]
+		if s.policy == wire.Block || s.policy != wire.Latest && s.fits(l, sp.messages, len(frames)) {
+			s.queue.push(frames, sp.messages)
+			s.recharge()
+			continue
+		}
+		for len(frames) > 0 && !s.closed {
+			n := frameSize(frames)
+			s.keep(l, frames[:n])
+			frames = frames[n:]
+		}
+	}
+	s.spans = s.spans[:0]
+}
+
+// recharge charges the peer for what the backlog takes now.
+func (s *subscription) recharge() {
+	s.peer.charge(s.queue.memory - s.charged)
+	s.charged = s.queue.memory
+}
+
+// keep puts one message into the backlog, as the policy has it.
+func (s *subscription) keep(l *loop, frame []byte) {
+	q, seq := &s.queue, wire.FrameSeq(frame)
+	if s.policy == wire.Latest {
+		s.drop(l, q.supersede(wire.FrameTopic(frame)))
+	}
+	if !s.fits(l, 1, len(frame)) {
+		switch s.policy {
+		case wire.DropNew:
+			q.after.add(seq, seq, 1, wire.ReasonDropNew)
+			s.drop(l, 1)
+			return
+		case wire.Disconnect:
+			l.end(s.peer, wire.CodeSlow, fmt.Sprintf(
+				"subscription %d was too slow: its buffer of %d messages and %d bytes is full and its policy is disconnect",
+				s.id, s.maxMessages, s.maxBytes))
+			return
+		}
+		if !s.makeRoom(l, len(frame)) {
+			q.before.add(seq, seq, 1, wire.ReasonDropOld)
+			s.drop(l, 1)
+			return
+		}
+	}
+	q.push(frame, 1)
+	s.recharge()
+}
+
+// makeRoom drops the oldest messages until one of size bytes fits. It reports
+// false when everything is dropped and it still does not: then the connection or
+// the uid is at its bound.
+func (s *subscription) makeRoom(l *loop, size int) bool {
+	for !s.fits(l, 1, size) {
+		if s.queue.empty() {
+			return false
+		}
+		s.drop(l, s.queue.dropHead(wire.ReasonDropOld))
+		s.recharge()
+	}
+	return true
+}
+
+// hold makes the publisher wait for its verdicts until the subscription has room.
+func (s *subscription) hold(p *peer) {
+	for _, w := range s.waiting {
+		if w == p {
+			return
+		}
+	}
+	if p.holds == 0 {
+		p.frozen = p.published - 1 // the one now being handled is the first to wait
+	}
+	s.waiting = append(s.waiting, p)
+	p.holds++
+}
+
+// release lets the publishers go on once half of the buffer is free again.
+func (s *subscription) release(l *loop) {
+	if len(s.waiting) == 0 || !s.closed && (s.queue.messages > s.maxMessages/2 || s.queue.size > s.maxBytes/2) {
+		return
+	}
+	for _, p := range s.waiting {
+		p.holds--
+		if p.holds == 0 && !p.closed {
+			l.released(p)
+		}
+	}
+	s.waiting = nil
+}
