@@ -73,7 +73,7 @@ type door struct {
 }
 
 const (
-	readSize   = 256 << 10
+	readSize   = 128 << 10
 	sweepEvery = time.Second
 	knockAgain = 100 * time.Millisecond
 )

@@ -251,6 +251,9 @@ func (l *loop) handle(p *peer, buf []byte) {
 			return
 		}
 		rest = rest[size:]
+		if t == wire.TypePublish {
+			rest = rest[l.publishAlike(p, payload, rest):]
+		}
 	}
 	l.keepInput(p, rest, len(rest) < len(buf))
 }

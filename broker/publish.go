@@ -106,6 +106,44 @@ func (l *loop) publish(p *peer, payload []byte) error {
 	return nil
 }
 
+// publishAlike handles the PUBLISH frames at the start of rest that differ from
+// first, the payload just handled, in nothing but their bodies: what is the same
+// for all of them is done once. It returns how many bytes it has handled.
+func (l *loop) publishAlike(p *peer, first, rest []byte) int {
+	r := &l.run
+	if r.peer != p || r.like == 0 || p.holds > 0 || p.closed || p.ending {
+		return 0
+	}
+	head, topic, ok := wire.PublishHead(first)
+	if !ok || string(topic) != r.route.topic {
+		return 0
+	}
+	n, seq := 0, l.seq
+	for len(l.turn) < turnSize {
+		body, size := wire.PublishLike(rest[n:], head)
+		if size == 0 || len(body) > l.opts.MaxMessage {
+			break
+		}
+		seq++
+		l.turn = wire.AppendMessageLike(l.turn, l.turn[r.likeAt:r.like], seq, body)
+		r.messages++
+		if len(l.turn) >= l.nextMark {
+			l.mark()
+		}
+		n += size
+	}
+	if n > 0 {
+		count := seq - l.seq
+		l.seq = seq
+		l.stats.Published += count
+		p.published += count
+		p.unacked += n
+		p.account.unacked += n
+		l.accept(p, n, r.subs)
+	}
+	return n
+}
+
 // append stamps a publish and puts its MESSAGE frame into the turn buffer.
 func (l *loop) append(p *peer, m *wire.Publish, redelivered bool) {
 	r := &l.run

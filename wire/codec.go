@@ -128,6 +128,29 @@ func AppendMessage(dst []byte, m *Message) []byte {
 	return endFrame(dst, start)
 }
 
+// AppendMessageLike appends a MESSAGE frame that differs from another only in seq
+// and body. like is the other's beginning, up to its body: frame[:BodyOffset(frame, body)].
+func AppendMessageLike(dst, like []byte, seq uint64, body []byte) []byte {
+	start := len(dst)
+	dst = append(dst, like...)
+	binary.BigEndian.PutUint64(dst[start+messageSeqAt:], seq)
+	dst = appendBin(dst, body)
+	return endFrame(dst, start)
+}
+
+// BodyOffset returns where the body's msgpack header begins in a MESSAGE frame that
+// AppendMessage has written with this body.
+func BodyOffset(frame, body []byte) int {
+	n := len(frame) - len(body) - 2
+	if len(body) > math.MaxUint8 {
+		n--
+	}
+	if len(body) > math.MaxUint16 {
+		n -= 2
+	}
+	return n
+}
+
 // messageTemplate is a MESSAGE frame up to its topic, the numbers left zero.
 var messageTemplate = [messageFixed]byte{
 	4: 0x9a, 5: byte(TypeMessage), 6: mU64, 15: mI64, 24: mU32, 29: mU32, 34: mU32,
@@ -343,19 +366,61 @@ func plain(b []byte) (topic, body []byte, ok bool) {
 		return nil, nil, false
 	}
 	end := at + n
-	if len(b) < end+5 || b[end] != mNil || b[end+1] != mNil {
+	if len(b) < end+2 || b[end] != mNil || b[end+1] != mNil {
 		return nil, nil, false
 	}
-	from, size := end+4, int(b[end+3])
-	if b[end+2] == mBin16 {
-		from, size = end+5, int(b[end+3])<<8|int(b[end+4])
-	} else if b[end+2] != mBin8 {
+	body, ok = plainBody(b[end+2:])
+	return b[at:end:end], body, ok
+}
+
+// plainBody reads a body below 64 KiB that takes all of b.
+func plainBody(b []byte) (body []byte, ok bool) {
+	if len(b) < 2 {
+		return nil, false
+	}
+	from, size := 2, int(b[1])
+	if b[0] == mBin16 && len(b) > 2 {
+		from, size = 3, int(b[1])<<8|int(b[2])
+	} else if b[0] != mBin8 {
+		return nil, false
+	}
+	return b[from:], len(b)-from == size
+}
+
+// PublishHead returns the part of a PUBLISH payload before its body, and the topic,
+// if it is a plain one: no headers, no options, a short topic. Else ok is false.
+func PublishHead(payload []byte) (head, topic []byte, ok bool) {
+	if len(payload) < 3 || payload[0] != 0x95 || payload[1] != byte(TypePublish) {
 		return nil, nil, false
 	}
-	if len(b)-from != size {
+	topic, body, ok := plain(payload[2:])
+	if !ok {
 		return nil, nil, false
 	}
-	return b[at:end:end], b[from:], true
+	n := len(payload) - len(body) - 2
+	if payload[n-1] != mNil { // bin16
+		n--
+	}
+	return payload[:n], topic, true
+}
+
+// PublishLike reads the frame at the start of buf if it is a whole PUBLISH that
+// begins with head and has a body below 64 KiB. It returns the body, a view into
+// buf, and the size of the frame; a size of 0 says that it is not such a frame.
+func PublishLike(buf, head []byte) (body []byte, size int) {
+	if len(buf) < HeaderSize+len(head)+2 || string(buf[HeaderSize:HeaderSize+len(head)]) != string(head) {
+		return nil, 0
+	}
+	n := uint64(binary.LittleEndian.Uint32(buf))
+	if n > uint64(len(buf)-HeaderSize) || n < uint64(len(head)) {
+		return nil, 0
+	}
+	size = HeaderSize + int(n)
+	body, ok := plainBody(buf[HeaderSize+len(head) : size])
+	if !ok {
+		return nil, 0
+	}
+	return body, size
 }
 
 // appendRaw writes an already encoded map, or nil.

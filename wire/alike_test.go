@@ -1,0 +1,78 @@
+package wire_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/postbus/postbus/wire"
+)
+
+func framePublish(topic string, headers, body []byte) []byte {
+	return wire.AppendPublish(nil, &wire.Publish{Topic: []byte(topic), Headers: headers, Body: body})
+}
+
+// The shortcut for frames that begin alike reads and writes what the full way does,
+// and leaves everything else to it.
+func TestAlike(t *testing.T) {
+	headers := wire.AppendHeaders(nil, map[string]string{"k": "v"})
+	first := framePublish("build/linux", nil, []byte("one"))
+	head, topic, ok := wire.PublishHead(first[wire.HeaderSize:])
+	if !ok || string(topic) != "build/linux" {
+		t.Fatalf("PublishHead = %q, %q, %v", head, topic, ok)
+	}
+	msg := wire.Message{Seq: 1, Time: 2, UID: 3, GID: 4, PID: 5, Topic: topic, Body: []byte("one")}
+	like := wire.AppendMessage(nil, &msg)
+	like = like[:wire.BodyOffset(like, msg.Body)]
+	for _, c := range []struct {
+		name  string
+		frame []byte
+		body  string
+		alike bool
+	}{
+		{"empty", framePublish("build/linux", nil, nil), "", true},
+		{"longest of bin 8", framePublish("build/linux", nil, []byte(strings.Repeat("x", 255))), strings.Repeat("x", 255), true},
+		{"shortest of bin 16", framePublish("build/linux", nil, []byte(strings.Repeat("x", 256))), strings.Repeat("x", 256), true},
+		{"longest of bin 16", framePublish("build/linux", nil, make([]byte, 65535)), string(make([]byte, 65535)), true},
+		{"bin 32", framePublish("build/linux", nil, make([]byte, 65536)), "", false},
+		{"headers", framePublish("build/linux", headers, []byte("x")), "", false},
+		{"another topic", framePublish("build/linuy", nil, []byte("x")), "", false},
+		{"a longer topic", framePublish("build/linux/x", nil, []byte("x")), "", false},
+		{"a ping", wire.AppendPing(nil, 7), "", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			more := append(bytes.Clone(c.frame), first...)
+			body, size := wire.PublishLike(more, head)
+			if (size > 0) != c.alike || c.alike && (size != len(c.frame) || string(body) != c.body) {
+				t.Fatalf("PublishLike = %d bytes of body, size %d", len(body), size)
+			}
+			if _, size := wire.PublishLike(c.frame[:len(c.frame)-1], head); size != 0 {
+				t.Error("a frame that is not whole was taken")
+			}
+			long := bytes.Clone(c.frame)
+			long[0]++
+			if _, size := wire.PublishLike(append(long, 0), head); size != 0 {
+				t.Error("a frame with a byte too many was taken")
+			}
+			if !c.alike {
+				return
+			}
+			want := msg
+			want.Seq, want.Body = 99, body
+			if got := wire.AppendMessageLike(nil, like, 99, body); !bytes.Equal(got, wire.AppendMessage(nil, &want)) {
+				t.Errorf("AppendMessageLike and AppendMessage differ")
+			}
+		})
+	}
+	for _, body := range []int{0, 255, 256, 65535, 65536} {
+		m := wire.Message{Topic: []byte("a"), Body: make([]byte, body)}
+		frame := wire.AppendMessage(nil, &m)
+		again := wire.AppendMessageLike(nil, frame[:wire.BodyOffset(frame, m.Body)], 0, m.Body)
+		if !bytes.Equal(frame, again) {
+			t.Errorf("BodyOffset is wrong for a body of %d bytes", body)
+		}
+	}
+	if _, _, ok := wire.PublishHead(framePublish("a", headers, nil)[wire.HeaderSize:]); ok {
+		t.Error("a head with headers was taken for plain")
+	}
+}
