@@ -277,9 +277,9 @@ func (l *loop) await(p *peer, payload []byte) error {
 // answerAwaits answers those AWAITs whose topic now has the subscribers.
 func (l *loop) answerAwaits() {
 	l.awaits = slices.DeleteFunc(l.awaits, func(a await) bool {
-		r, err := l.topics.find(a.topic)
+		r, err := l.topics.find(a.topic) // checked when it was asked for
 		if err != nil || len(r.subs) < a.subscribers {
-			return err != nil
+			return false
 		}
 		a.peer.awaits--
 		a.peer.out = wire.AppendCold(a.peer.out, wire.TypeAwaited, &wire.Awaited{Token: a.token, Subscribers: len(r.subs)})

@@ -228,7 +228,7 @@ func (l *loop) receive(p *peer, buf []byte) (int, bool) {
 // what is not complete or has to wait.
 func (l *loop) handle(p *peer, buf []byte) {
 	rest := buf
-	for len(rest) > 0 && !p.ending && !p.closed {
+	for len(rest) > 0 && !p.ending && !p.closed && !p.leaving {
 		payload, size, err := wire.Split(rest, l.frameLimit)
 		if err == wire.ErrShort {
 			break
@@ -264,7 +264,7 @@ func (l *loop) keepInput(p *peer, rest []byte, progress bool) {
 		return
 	}
 	switch {
-	case len(rest) > 0:
+	case len(rest) > 0 && !p.leaving:
 		if progress || len(p.in) == 0 {
 			p.inSince = l.now
 			l.watchTime(l.opts.FrameTimeout)

@@ -1,0 +1,23 @@
+# make test is what a change must pass; make soak what a release must.
+GO ?= go
+
+.PHONY: all fmt lint test soak
+all: fmt lint test
+
+fmt:
+	gofmt -w .
+
+lint:
+	test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+test: lint
+	$(GO) test -race ./...
+
+# Long runs: all of Go's own sources through the bus, many crashes and restarts, the
+# fuzzers two minutes each.
+soak:
+	POSTBUS_FULL=1 $(GO) test -count=1 -timeout 60m ./cmd/postbus ./broker
+	$(GO) test -run '^$$' -fuzz FuzzDecode -fuzztime 2m -fuzzminimizetime 2s ./wire
+	$(GO) test -run '^$$' -fuzz FuzzMatch -fuzztime 2m -fuzzminimizetime 2s ./wire
