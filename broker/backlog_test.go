@@ -80,7 +80,6 @@ func conserve(t *testing.T, policy wire.Policy, rnd *rand.Rand) {
 type receiver struct {
 	t         *testing.T
 	last      uint64 // seq of the last message
-	told      uint64 // highest seq told of
 	got, lost uint64
 	seen      map[uint64]bool
 }

@@ -60,7 +60,7 @@ func newBroker(opts *Options) (*Broker, error) {
 	b := &Broker{done: make(chan struct{})}
 	l := &loop{
 		opts: o, log: o.Logger, bus: newBus(), posted: b.takePosts, doors: make(map[int]door), account: make(map[uint32]*account),
-		readBuf: make([]byte, readSize), frameLimit: wire.FrameLimit(o.MaxMessage), now: time.Now(),
+		readBuf: make([]byte, readSize+2*wire.DefaultMaxPacket), frameLimit: wire.FrameLimit(o.MaxMessage), now: time.Now(),
 		redelivered: wire.AppendOptions(nil, &wire.MessageInfo{Redelivered: true}),
 	}
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {

@@ -107,7 +107,7 @@ func (l *loop) writeBacklog(p *peer, s *subscription, frames []byte) bool {
 func (l *loop) writeSpan(p *peer, s *subscription) bool {
 	sp := s.spans[0]
 	frames := l.turn[sp.from:sp.to]
-	n := p.send(frames)
+	n := l.sendSpan(p, sp)
 	whole, messages := len(frames), sp.messages
 	if n < len(frames) {
 		whole, messages = l.wholeFrames(sp, n)
@@ -120,6 +120,25 @@ func (l *loop) writeSpan(p *peer, s *subscription) bool {
 		s.spans[0] = span{sp.from + whole, sp.to, sp.index + messages, sp.messages - messages}
 	}
 	return n == len(frames)
+}
+
+// sendSpan sends sp as p.send does. Packets end at marks where they can, so that
+// the frames need not be walked over for every subscriber.
+func (l *loop) sendSpan(p *peer, sp span) int {
+	at := sp.from
+	for p.packet && p.split == 0 && !p.broken {
+		end := l.packetCut(at, sp.to, p.maxPacket)
+		if end == 0 {
+			break // a frame above the packet size
+		}
+		if p.send(l.turn[at:end]) < end-at {
+			return at - sp.from
+		}
+		if at = end; at == sp.to {
+			return at - sp.from
+		}
+	}
+	return at - sp.from + p.send(l.turn[at:sp.to])
 }
 
 // writeGathered writes what is committed and then what the subscriptions have,

@@ -65,7 +65,7 @@ func OpenDir(path string, opts *DirOptions) (*Dir, error) {
 	if err != nil {
 		return nil, fmt.Errorf("broker: bus directory: %w", err)
 	}
-	if err := os.MkdirAll(path, o.DirMode); err != nil {
+	if err := makeDir(path, o.DirMode); err != nil {
 		return nil, fmt.Errorf("broker: bus directory: %w", err)
 	}
 	if err := checkDir(path); err != nil {
@@ -86,6 +86,22 @@ func OpenDir(path string, opts *DirOptions) (*Dir, error) {
 
 // Path returns the directory, absolute.
 func (d *Dir) Path() string { return d.path }
+
+// makeDir makes the directory at path, and those above it, if they are not there.
+// The umask does not count: who may connect was said.
+func makeDir(path string, mode os.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	err := os.Mkdir(path, mode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil // what it is, checkDir looks at
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
+}
 
 // checkDir refuses a directory in which somebody else could put sockets of his
 // own in our place.
@@ -121,7 +137,11 @@ func (d *Dir) takeLock() error {
 		}
 		var pid [16]byte
 		n, _ := f.ReadAt(pid[:], 0)
-		return fmt.Errorf("%w: %s, pid %s", ErrInUse, d.path, strings.TrimSpace(string(pid[:n])))
+		who := strings.TrimSpace(string(pid[:n]))
+		if who == "" {
+			who = "not written yet"
+		}
+		return fmt.Errorf("%w: %s, pid %s", ErrInUse, d.path, who)
 	}
 	d.lock = f
 	if err := f.Truncate(0); err != nil {

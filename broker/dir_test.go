@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/postbus/postbus/broker"
@@ -84,14 +85,15 @@ func TestSuccessorsSocketsStay(t *testing.T) {
 }
 
 func TestDirModes(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0o077)) // it must not count
 	dir := filepath.Join(t.TempDir(), "new", "bus")
-	d, err := broker.OpenDir(dir, &broker.DirOptions{Mode: 0o660})
+	d, err := broker.OpenDir(dir, &broker.DirOptions{Mode: 0o660, DirMode: 0o711})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.Close()
 	for path, want := range map[string]os.FileMode{
-		dir:                                   0o700,
+		dir:                                   0o711,
 		filepath.Join(dir, wire.PacketSocket): 0o660,
 		filepath.Join(dir, wire.StreamSocket): 0o660,
 		filepath.Join(dir, wire.LockFile):     0o600,

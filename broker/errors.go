@@ -12,3 +12,7 @@ var (
 
 // ErrInUse is returned by OpenDir when a live broker serves the directory.
 var ErrInUse = errors.New("broker: the bus directory is in use by a live broker")
+
+// ErrBadOption is returned by New for options that cannot be: the text says which,
+// and what is possible.
+var ErrBadOption = errors.New("broker: bad option")

@@ -111,10 +111,10 @@ func (o *Options) withDefaults() (Options, error) {
 		c.Version = "postbus"
 	}
 	if c.MaxMessage > wire.LargestMaxMessage {
-		return c, fmt.Errorf("broker: a message limit of %d bytes is above the largest possible, %d", c.MaxMessage, wire.LargestMaxMessage)
+		return c, fmt.Errorf("%w: a message limit of %d bytes is above the largest possible, %d", ErrBadOption, c.MaxMessage, wire.LargestMaxMessage)
 	}
 	if c.Window < smallestWindow {
-		return c, fmt.Errorf("broker: a window of %d bytes is below the smallest possible, %d", c.Window, smallestWindow)
+		return c, fmt.Errorf("%w: a window of %d bytes is below the smallest possible, %d", ErrBadOption, c.Window, smallestWindow)
 	}
 	c.Window = min(c.Window, 1<<30)
 	return c, nil

@@ -85,7 +85,9 @@ func (p *peer) send(buf []byte) int {
 	sent := 0
 	for sent < len(buf) {
 		n := min(p.split, p.maxPacket)
-		if n == 0 {
+		if n == 0 && len(buf)-sent <= p.maxPacket {
+			n = len(buf) - sent
+		} else if n == 0 {
 			if n, _ = wire.CutAt(buf[sent:], p.maxPacket); n > p.maxPacket {
 				p.split = n
 				continue
@@ -152,16 +154,23 @@ const (
 func (l *loop) read(p *peer) {
 	buf := l.readBuf
 	kept := len(p.in)
-	if kept > len(buf)/4 {
+	if kept > readSize/4 {
 		l.readLarge(p)
 		return
 	}
-	copy(buf, p.in)
-	n, ok := l.receive(p, buf[kept:])
-	if !ok {
-		return
+	to := copy(buf, p.in)
+	for {
+		n, ok := l.receive(p, buf[to:min(to+readSize, len(buf))])
+		to += n
+		// A packet that is half full or more seldom comes alone.
+		if !ok || !p.packet || n < p.maxPacket/2 || to >= readSize {
+			break
+		}
 	}
-	l.handle(p, buf[:kept+n])
+	if to > kept {
+		l.handle(p, buf[:to])
+		l.sendVerdicts(p, p.eof)
+	}
 }
 
 // readLarge goes on with a frame that is too long for the shared buffer. Its own

@@ -3,6 +3,7 @@ package broker
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/postbus/postbus/wire"
@@ -41,8 +42,8 @@ type run struct {
 	route    *route
 	from     int    // where in the turn buffer
 	messages int    // how many
-	likeAt   int    // the first frame without headers begins here,
-	like     int    // and its body here: the others begin alike; 0: none yet
+	likeAt   int    // a frame without headers begins here,
+	like     int    // and its body here: others begin alike; 0: none yet
 	subs     uint32 // how many subscriptions take each
 }
 
@@ -111,32 +112,29 @@ func (l *loop) publish(p *peer, payload []byte) error {
 // for all of them is done once. It returns how many bytes it has handled.
 func (l *loop) publishAlike(p *peer, first, rest []byte) int {
 	r := &l.run
-	if r.peer != p || r.like == 0 || p.holds > 0 || p.closed || p.ending {
+	if r.peer != p || r.like == 0 || p.holds > 0 || p.closed || p.ending || l.opts.MaxMessage < math.MaxUint16 {
 		return 0
 	}
 	head, topic, ok := wire.PublishHead(first)
 	if !ok || string(topic) != r.route.topic {
 		return 0
 	}
-	n, seq := 0, l.seq
+	n := 0
+	from := l.seq
 	for len(l.turn) < turnSize {
-		body, size := wire.PublishLike(rest[n:], head)
-		if size == 0 || len(body) > l.opts.MaxMessage {
+		turn, bytes, frames := wire.Restamp(l.turn, rest[n:], head, l.turn[r.likeAt:r.like], l.seq+1, markEvery)
+		if frames == 0 {
 			break
 		}
-		seq++
-		l.turn = wire.AppendMessageLike(l.turn, l.turn[r.likeAt:r.like], seq, body)
-		r.messages++
-		if len(l.turn) >= l.nextMark {
-			l.mark()
-		}
-		n += size
+		l.turn = turn
+		l.seq += uint64(frames)
+		r.messages += frames
+		l.mark()
+		n += bytes
 	}
 	if n > 0 {
-		count := seq - l.seq
-		l.seq = seq
-		l.stats.Published += count
-		p.published += count
+		l.stats.Published += l.seq - from
+		p.published += l.seq - from
 		p.unacked += n
 		p.account.unacked += n
 		l.accept(p, n, r.subs)
@@ -147,32 +145,21 @@ func (l *loop) publishAlike(p *peer, first, rest []byte) int {
 // append stamps a publish and puts its MESSAGE frame into the turn buffer.
 func (l *loop) append(p *peer, m *wire.Publish, redelivered bool) {
 	r := &l.run
-	switch {
-	case m.Headers != nil || m.Options != nil:
-		msg := l.message(p, m)
-		if redelivered {
-			msg.Info = l.redelivered
-		}
-		l.turn = wire.AppendMessage(l.turn, &msg)
-	case r.like > 0:
-		l.turn = wire.AppendMessageLike(l.turn, l.turn[r.likeAt:r.like], l.seq, m.Body)
-	default:
-		msg := l.message(p, m)
-		r.likeAt = len(l.turn)
-		l.turn = wire.AppendMessage(l.turn, &msg)
-		r.like = r.likeAt + wire.BodyOffset(l.turn[r.likeAt:], m.Body)
+	msg := wire.Message{
+		Seq: l.seq, Time: l.stamp, UID: p.cred.UID, GID: p.cred.GID, PID: p.cred.PID,
+		Topic: m.Topic, Headers: m.Headers, Body: m.Body,
+	}
+	if redelivered {
+		msg.Info = l.redelivered
+	}
+	at := len(l.turn)
+	l.turn = wire.AppendMessage(l.turn, &msg)
+	if m.Headers == nil && m.Options == nil {
+		r.likeAt, r.like = at, at+wire.BodyOffset(l.turn[at:], m.Body)
 	}
 	r.messages++
 	if len(l.turn) >= l.nextMark {
 		l.mark()
-	}
-}
-
-// message stamps a publish.
-func (l *loop) message(p *peer, m *wire.Publish) wire.Message {
-	return wire.Message{
-		Seq: l.seq, Time: l.stamp, UID: p.cred.UID, GID: p.cred.GID, PID: p.cred.PID,
-		Topic: m.Topic, Headers: m.Headers, Body: m.Body,
 	}
 }
 

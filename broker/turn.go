@@ -10,7 +10,7 @@ type mark struct {
 }
 
 // markEvery is how far marks are apart, in bytes.
-const markEvery = 4 << 10
+const markEvery = 2 << 10
 
 // mark sets a mark at the end of the turn buffer. Runs are settled by their number
 // of messages: those of the present one are not counted yet.
@@ -32,6 +32,19 @@ func (l *loop) wholeFrames(sp span, n int) (bytes, messages int) {
 		messages++
 	}
 	return bytes, messages
+}
+
+// packetCut returns where the packet that begins at from, in the turn buffer, may
+// end: at a mark within limit bytes. 0 says that there is none behind from.
+func (l *loop) packetCut(from, to, limit int) int {
+	if to-from <= limit {
+		return to
+	}
+	i := sort.Search(len(l.marks), func(i int) bool { return l.marks[i].at > from+limit }) - 1
+	if i >= 0 && l.marks[i].at > from {
+		return l.marks[i].at
+	}
+	return 0
 }
 
 // emptyTurn makes the turn buffer free again: all that was in it is written or

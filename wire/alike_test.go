@@ -42,33 +42,41 @@ func TestAlike(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			more := append(bytes.Clone(c.frame), first...)
-			body, size := wire.PublishLike(more, head)
-			if (size > 0) != c.alike || c.alike && (size != len(c.frame) || string(body) != c.body) {
-				t.Fatalf("PublishLike = %d bytes of body, size %d", len(body), size)
+			got, n, frames := wire.Restamp([]byte("before"), more, head, like, 99, 1<<20)
+			want := []byte("before")
+			if c.alike {
+				for i, body := range []string{c.body, "one"} {
+					m := msg
+					m.Seq, m.Body = uint64(99+i), []byte(body)
+					want = wire.AppendMessage(want, &m)
+				}
+				if n != len(more) || frames != 2 {
+					t.Errorf("took %d frames, %d bytes of %d", frames, n, len(more))
+				}
+			} else if n != 0 || frames != 0 {
+				t.Errorf("took %d frames, %d bytes", frames, n)
 			}
-			if _, size := wire.PublishLike(c.frame[:len(c.frame)-1], head); size != 0 {
+			if !bytes.Equal(got, want) {
+				t.Error("Restamp and AppendMessage differ")
+			}
+			if _, n, _ := wire.Restamp(nil, c.frame[:len(c.frame)-1], head, like, 1, 1<<20); n != 0 {
 				t.Error("a frame that is not whole was taken")
 			}
 			long := bytes.Clone(c.frame)
 			long[0]++
-			if _, size := wire.PublishLike(append(long, 0), head); size != 0 {
+			if _, n, _ := wire.Restamp(nil, append(long, 0), head, like, 1, 1<<20); n != 0 {
 				t.Error("a frame with a byte too many was taken")
 			}
-			if !c.alike {
-				return
-			}
-			want := msg
-			want.Seq, want.Body = 99, body
-			if got := wire.AppendMessageLike(nil, like, 99, body); !bytes.Equal(got, wire.AppendMessage(nil, &want)) {
-				t.Errorf("AppendMessageLike and AppendMessage differ")
+			if _, _, frames := wire.Restamp(nil, more, head, like, 1, 1); c.alike && frames != 1 {
+				t.Errorf("took %d frames, with a limit of 1 byte", frames)
 			}
 		})
 	}
 	for _, body := range []int{0, 255, 256, 65535, 65536} {
 		m := wire.Message{Topic: []byte("a"), Body: make([]byte, body)}
 		frame := wire.AppendMessage(nil, &m)
-		again := wire.AppendMessageLike(nil, frame[:wire.BodyOffset(frame, m.Body)], 0, m.Body)
-		if !bytes.Equal(frame, again) {
+		rest := frame[wire.BodyOffset(frame, m.Body):]
+		if want := wire.AppendPublish(nil, &wire.Publish{Topic: m.Topic, Body: m.Body}); !bytes.HasSuffix(want, rest) || len(rest)+10 != len(want) {
 			t.Errorf("BodyOffset is wrong for a body of %d bytes", body)
 		}
 	}

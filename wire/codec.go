@@ -128,16 +128,6 @@ func AppendMessage(dst []byte, m *Message) []byte {
 	return endFrame(dst, start)
 }
 
-// AppendMessageLike appends a MESSAGE frame that differs from another only in seq
-// and body. like is the other's beginning, up to its body: frame[:BodyOffset(frame, body)].
-func AppendMessageLike(dst, like []byte, seq uint64, body []byte) []byte {
-	start := len(dst)
-	dst = append(dst, like...)
-	binary.BigEndian.PutUint64(dst[start+messageSeqAt:], seq)
-	dst = appendBin(dst, body)
-	return endFrame(dst, start)
-}
-
 // BodyOffset returns where the body's msgpack header begins in a MESSAGE frame that
 // AppendMessage has written with this body.
 func BodyOffset(frame, body []byte) int {
@@ -404,23 +394,38 @@ func PublishHead(payload []byte) (head, topic []byte, ok bool) {
 	return payload[:n], topic, true
 }
 
-// PublishLike reads the frame at the start of buf if it is a whole PUBLISH that
-// begins with head and has a body below 64 KiB. It returns the body, a view into
-// buf, and the size of the frame; a size of 0 says that it is not such a frame.
-func PublishLike(buf, head []byte) (body []byte, size int) {
-	if len(buf) < HeaderSize+len(head)+2 || string(buf[HeaderSize:HeaderSize+len(head)]) != string(head) {
-		return nil, 0
+// Restamp turns the PUBLISH frames at the start of src that begin with head, and
+// have a body below 64 KiB, into MESSAGE frames that begin with like, and appends
+// those to dst: seq is the first one's, each next has one more. It goes on until
+// more than limit bytes are appended or a frame is otherwise, or not whole. It
+// returns how many bytes of src and how many frames that were.
+//
+// head is what PublishHead returned, like the beginning of a MESSAGE frame up to its
+// body, frame[:BodyOffset(frame, body)].
+func Restamp(dst, src, head, like []byte, seq uint64, limit int) (_ []byte, n, frames int) {
+	stop := len(dst) + limit
+	for len(dst) < stop {
+		frame := src[n:]
+		if len(frame) < HeaderSize+len(head)+2 || string(frame[HeaderSize:HeaderSize+len(head)]) != string(head) {
+			break
+		}
+		size := uint64(binary.LittleEndian.Uint32(frame)) + HeaderSize
+		if size > uint64(len(frame)) || size < uint64(HeaderSize+len(head)) {
+			break
+		}
+		body := frame[HeaderSize+len(head) : size] // with its msgpack header: that is the same in both frames
+		if _, ok := plainBody(body); !ok {
+			break
+		}
+		at := len(dst)
+		dst = append(append(dst, like...), body...)
+		binary.LittleEndian.PutUint32(dst[at:], uint32(len(like)+len(body)-HeaderSize))
+		binary.BigEndian.PutUint64(dst[at+messageSeqAt:], seq)
+		seq++
+		n += int(size)
+		frames++
 	}
-	n := uint64(binary.LittleEndian.Uint32(buf))
-	if n > uint64(len(buf)-HeaderSize) || n < uint64(len(head)) {
-		return nil, 0
-	}
-	size = HeaderSize + int(n)
-	body, ok := plainBody(buf[HeaderSize+len(head) : size])
-	if !ok {
-		return nil, 0
-	}
-	return body, size
+	return dst, n, frames
 }
 
 // appendRaw writes an already encoded map, or nil.
