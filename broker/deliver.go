@@ -6,6 +6,10 @@ import "github.com/postbus/postbus/wire"
 // in a row already, in bytes.
 const gatherSize = 128 << 10
 
+// straightSize is the backlog for which a write of its own is worth its system
+// call, in bytes.
+const straightSize = 16 << 10
+
 // touch sees to it that p is written to at the end of the turn.
 func (l *loop) touch(p *peer) {
 	if !p.dirty && !p.closed {
@@ -56,12 +60,25 @@ func (l *loop) flush(p *peer) {
 // writeStraight is the common case: one subscription, and messages in a row. It
 // writes from where they lie and reports whether it did.
 func (l *loop) writeStraight(p *peer) bool {
-	if len(p.out) > 0 || len(p.active) != 1 {
+	if len(p.active) != 1 {
 		return false
 	}
 	s := p.active[0]
 	if s.id != p.target || s.draining {
 		return false
+	}
+	if len(p.out) > 0 {
+		// Mostly the rest of a frame: a write of its own costs less than to gather
+		// much behind it.
+		if s.queue.size < straightSize {
+			return false
+		}
+		if n := p.send(p.out); n < len(p.out) {
+			p.out = p.out[n:]
+			l.stall(p)
+			return true
+		}
+		p.out = p.out[:0]
 	}
 	for !s.queue.quiet() {
 		frames := s.queue.straight()
@@ -94,7 +111,7 @@ func (l *loop) writeBacklog(p *peer, s *subscription, frames []byte) bool {
 		for whole, messages = 0, 0; whole < n; messages++ {
 			whole += frameSize(frames[whole:])
 		}
-		p.out = append(p.out, frames[n:whole]...)
+		p.keepOut(frames[n:whole])
 	}
 	s.queue.took(whole, messages)
 	s.sent(l, messages, whole)
@@ -111,7 +128,7 @@ func (l *loop) writeSpan(p *peer, s *subscription) bool {
 	whole, messages := len(frames), sp.messages
 	if n < len(frames) {
 		whole, messages = l.wholeFrames(sp, n)
-		p.out = append(p.out, frames[n:whole]...)
+		p.keepOut(frames[n:whole])
 	}
 	s.sent(l, messages, whole)
 	if messages == sp.messages {
@@ -144,6 +161,14 @@ func (l *loop) sendSpan(p *peer, sp span) int {
 // writeGathered writes what is committed and then what the subscriptions have,
 // put together in a buffer of the loop's.
 func (l *loop) writeGathered(p *peer) {
+	if len(p.out) >= gatherSize { // the rest of a large message: it is not moved about
+		n := p.send(p.out)
+		if p.out = p.out[n:]; len(p.out) > 0 {
+			l.stall(p)
+			return
+		}
+		p.out = nil
+	}
 	for {
 		buf := append(l.scratch[:0], p.out...)
 		p.out = p.out[:0]

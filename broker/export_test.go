@@ -62,8 +62,14 @@ func (t *Topics) Empty() error {
 // Cached returns how many topics are cached.
 func (t *Topics) Cached() int { return len(t.t.routes) }
 
-// MaxRoutes is the bound of the cache.
-const MaxRoutes = maxRoutes
+// CachedBytes returns what they cost.
+func (t *Topics) CachedBytes() int { return t.t.bytes }
+
+// The bounds of the cache.
+const (
+	MaxRoutes     = maxRoutes
+	MaxRouteBytes = maxRouteBytes
+)
 
 // Stepper turns a broker's loop by hand.
 type Stepper struct {

@@ -235,7 +235,7 @@ func (l *loop) expire() {
 	if l.draining {
 		l.drain(over(l.drainUntil))
 	}
-	if over(l.idleAt) && l.count == 0 {
+	if over(l.idleAt) && l.count == 0 && len(l.ready) == 0 {
 		l.err = ErrIdle
 	}
 }

@@ -2,6 +2,8 @@ package broker
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -160,32 +162,31 @@ func (l *loop) read(p *peer) {
 	}
 	to := copy(buf, p.in)
 	for {
-		n, ok := l.receive(p, buf[to:min(to+readSize, len(buf))])
+		n, err := l.receive(p, buf[to:min(to+readSize, len(buf))])
 		to += n
 		// A packet that is half full or more seldom comes alone.
-		if !ok || !p.packet || n < p.maxPacket/2 || to >= readSize {
-			break
+		if err == nil && p.packet && n >= p.maxPacket/2 && to < readSize {
+			continue
 		}
-	}
-	if to > kept {
-		l.handle(p, buf[:to])
-		l.sendVerdicts(p, p.eof)
+		if to > kept {
+			l.handle(p, buf[:to])
+		}
+		if err != nil && err != unix.EAGAIN {
+			l.inputEnded(p, err)
+		}
+		return
 	}
 }
 
 // readLarge goes on with a frame that is too long for the shared buffer. Its own
 // buffer doubles with what has arrived: an announced length takes no memory.
 func (l *loop) readLarge(p *peer) {
-	need := wire.HeaderSize
-	if len(p.in) >= need {
-		need = frameSize(p.in)
-	}
-	room := min(max(need-len(p.in), 1), len(p.in))
+	need, slack := frameSize(p.in), 1
 	if p.packet {
-		room = max(room, wire.DefaultMaxPacket+1)
+		slack = wire.DefaultMaxPacket + 1 // what a read must have room for
 	}
-	if cap(p.in)-len(p.in) < room {
-		grown := make([]byte, len(p.in), len(p.in)+room)
+	if cap(p.in)-len(p.in) < slack {
+		grown := make([]byte, len(p.in), min(need, 2*len(p.in))+slack)
 		copy(grown, p.in)
 		p.in = grown
 		p.recharge()
@@ -194,43 +195,65 @@ func (l *loop) readLarge(p *peer) {
 			return
 		}
 	}
-	n, ok := l.receive(p, p.in[len(p.in):len(p.in)+room])
-	if !ok {
-		return
+	// Up to the frame's end, so that its buffer holds nothing else; a packet that
+	// goes on with a frame ends with it or before.
+	end := cap(p.in)
+	if !p.packet {
+		end = min(end, need)
 	}
-	in := p.in[:len(p.in)+n]
-	if len(in) < need {
+	n, err := l.receive(p, p.in[len(p.in):end])
+	if in := p.in[:len(p.in)+n]; len(in) < need {
 		p.in = in
-		return
+	} else {
+		p.in = nil
+		l.handle(p, in)
 	}
-	p.in = nil
-	l.handle(p, in)
+	if err != nil && err != unix.EAGAIN {
+		l.inputEnded(p, err)
+	}
 }
 
-// receive reads once into buf. It returns false when there is nothing to handle.
-func (l *loop) receive(p *peer, buf []byte) (int, bool) {
+// receive reads once into buf. At the end of the input it returns io.EOF.
+func (l *loop) receive(p *peer, buf []byte) (int, error) {
 	for resets := 0; ; resets++ {
 		n, err := unix.Read(p.fd, buf)
 		switch {
 		case n > 0 && p.packet && n > p.maxPacket:
 			// read(2) drops what does not fit; buf is longer than any packet allowed.
-			l.end(p, wire.CodeTooLarge, "a packet above max_packet")
-			return 0, false
+			return 0, &wire.Error{Code: wire.CodeTooLarge, Text: fmt.Sprintf(
+				"a packet of more than %d bytes, the max_packet of this connection", p.maxPacket)}
 		case n > 0:
-			return n, true
-		case err == unix.EAGAIN:
-			return 0, false
+			return n, nil
 		case err == unix.EINTR:
 			continue
 		case err == unix.ECONNRESET && p.packet && resets == 0:
 			// The reset of a client that left answers unread comes before the
 			// packets that it had sent.
 			continue
+		case err == nil: // the end, or an empty packet, which this protocol does not have
+			return 0, io.EOF
 		}
-		// The end, or an empty packet, which this protocol does not have.
-		l.inputEnded(p, err)
-		return 0, false
+		return 0, err
 	}
+}
+
+// inputEnded handles the end of what a client sends, once the frames before it are
+// handled. What is due to the client is still sent: verdicts, and messages as long
+// as it has subscriptions.
+func (l *loop) inputEnded(p *peer, err error) {
+	if p.closed || p.ending {
+		return
+	}
+	var refused *wire.Error
+	if errors.As(err, &refused) {
+		l.refuse(p, err)
+		return
+	}
+	p.eof = true
+	p.broken = p.broken || err != io.EOF // the connection is gone, not just its input
+	l.sendVerdicts(p, true)
+	l.touch(p)
+	l.watch(p)
 }
 
 // handle works off the frames in buf, which is the loop's or p's own, and keeps
@@ -297,18 +320,6 @@ func (l *loop) refuse(p *peer, err error) {
 	l.end(p, e.Code, e.Text)
 }
 
-// inputEnded handles the end of what a client sends. What is due to it is still
-// sent: verdicts, and messages as long as it has subscriptions.
-func (l *loop) inputEnded(p *peer, err error) {
-	p.eof = true
-	if err != nil {
-		p.broken = true // the connection is gone, not just its input
-	}
-	l.sendVerdicts(p, true)
-	l.touch(p)
-	l.watch(p)
-}
-
 // finished reports whether a connection has nothing more to do.
 func (p *peer) finished() bool {
 	switch {
@@ -317,5 +328,5 @@ func (p *peer) finished() bool {
 	case p.leaving:
 		return len(p.out) == 0
 	}
-	return p.eof && len(p.out) == 0 && p.holds == 0 && len(p.subs) == 0
+	return p.eof && !p.paused && len(p.out) == 0 && p.holds == 0 && len(p.subs) == 0
 }

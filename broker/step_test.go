@@ -59,15 +59,24 @@ func (r *rig) send(fd int, b []byte) {
 func (r *rig) drain(fd int) int {
 	total := 0
 	for {
-		n, err := unix.Read(fd, r.buf)
-		if err == unix.EAGAIN || n == 0 {
+		b := r.read(fd)
+		if len(b) == 0 {
 			return total
 		}
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		total += n
+		total += len(b)
 	}
+}
+
+// read reads once what is there. The result is good until the next read.
+func (r *rig) read(fd int) []byte {
+	n, err := unix.Read(fd, r.buf)
+	if err == unix.EAGAIN {
+		return nil
+	}
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return r.buf[:n]
 }
 
 // In the steady state a message costs the broker no allocation, whatever the
@@ -153,6 +162,66 @@ func TestTimeoutsByTheClock(t *testing.T) {
 		r.turn() // the sweep that is due
 		if got := r.loop.Connections(); got != step.left {
 			t.Errorf("%d connections are left, want %d", got, step.left)
+		}
+	}
+}
+
+// A connection that publishes to its own block subscription gets verdicts between
+// its messages, never inside one: also when they are released while its backlog is
+// being written, and the socket fills up.
+func TestVerdictsReleasedWhileWriting(t *testing.T) {
+	for _, kind := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET} {
+		for bound := 3000; bound < 6000; bound += 300 { // where in a write they are released
+			releasedWhileWriting(t, kind, bound)
+		}
+	}
+}
+
+func releasedWhileWriting(t *testing.T, kind, bound int) {
+	r := newRig(t, nil)
+	fd := r.join(kind, wire.AppendCold(nil, wire.TypeSubscribe, &wire.Subscribe{
+		Sub: 1, Filters: []string{"#"}, Policy: "block", Messages: bound}))
+	const batches, perBatch = 220, 40
+	var batch []byte
+	for range perBatch {
+		batch = wire.AppendPublish(batch, &wire.Publish{Topic: []byte("a"), Body: make([]byte, 128)})
+	}
+	for range batches {
+		r.send(fd, batch)
+		r.turn()
+	}
+	messages, acked := 0, uint64(0)
+	var rest []byte
+	for messages < batches*perBatch || acked < batches*perBatch {
+		r.loop.Advance(time.Second)
+		b := r.read(fd)
+		if len(b) == 0 {
+			r.turn() // there is room: the broker writes
+			continue
+		}
+		rest = append(rest, b...)
+		for {
+			payload, size, err := wire.Split(rest, 1<<20)
+			if err == wire.ErrShort {
+				break
+			}
+			if err != nil {
+				t.Fatalf("after %d messages, %d acknowledged: %v", messages, acked, err)
+			}
+			switch typ, _ := wire.PeekType(payload); typ {
+			case wire.TypeMessage:
+				messages++
+			case wire.TypeAck:
+				var a wire.Ack
+				if err := a.Decode(payload); err != nil || a.UpTo <= acked {
+					t.Fatalf("ack %+v after %d: %v", a, acked, err)
+				}
+				acked = a.UpTo
+			case wire.TypeTarget:
+			default:
+				t.Fatalf("after %d messages: %q", messages, payload)
+			}
+			rest = rest[size:]
 		}
 	}
 }

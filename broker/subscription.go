@@ -92,8 +92,12 @@ func (s *subscription) drop(l *loop, messages int) {
 	l.stats.Dropped += uint64(messages)
 }
 
-// full reports whether the buffer's bound is reached.
+// full reports whether the buffer's bound is reached. An empty buffer never is: it
+// could not become emptier, and whoever waits for that would wait for ever.
 func (s *subscription) full(l *loop) bool {
+	if s.queue.messages == 0 {
+		return false
+	}
 	return s.queue.messages >= s.maxMessages || s.queue.size >= s.maxBytes || !l.room(s.peer, 0)
 }
 

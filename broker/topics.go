@@ -63,8 +63,15 @@ type route struct {
 	dead  bool // no longer in the cache
 }
 
-// maxRoutes bounds the cached topics. One costs about 300 bytes and its name.
-const maxRoutes = 1 << 16
+// Bounds of the cached topics: their number, and about how many bytes they take.
+const (
+	maxRoutes     = 1 << 16
+	maxRouteBytes = 64 << 20
+)
+
+// cost is about how many bytes a route takes at most: itself, its name, and a node
+// for each level.
+func (r *route) cost() int { return 200 + len(r.topic) + 150*(1+strings.Count(r.topic, "/")) }
 
 // topics finds the subscriptions of a topic. What it found it keeps, and a
 // subscription that comes or goes patches what is kept rather than emptying it:
@@ -75,6 +82,7 @@ type topics struct {
 	routes  map[string]*route
 	ring    []*route // all routes, for the clock hand
 	hand    int
+	bytes   int // what all routes cost
 	mark    uint64
 }
 
@@ -115,31 +123,35 @@ func (t *topics) add(topic string) *route {
 	if t.routes == nil {
 		t.routes = make(map[string]*route)
 	}
-	if len(t.ring) < maxRoutes {
-		t.ring = append(t.ring, r)
-	} else {
-		t.evict(r)
+	t.bytes += r.cost()
+	for len(t.ring) >= maxRoutes || t.bytes > maxRouteBytes {
+		t.evict()
 	}
+	t.ring = append(t.ring, r)
 	t.routes[topic] = r
 	t.cached.descend(topic).value = r
 	return r
 }
 
-// evict puts r in the place of the first route that the hand meets unused since
-// it last passed.
-func (t *topics) evict(r *route) {
+// evict forgets the first route that the hand meets unused since it last passed.
+func (t *topics) evict() {
 	for t.ring[t.hand].used {
 		t.ring[t.hand].used = false
 		t.hand = (t.hand + 1) % len(t.ring)
 	}
 	old := t.ring[t.hand]
 	old.dead = true
+	t.bytes -= old.cost()
 	delete(t.routes, old.topic)
 	n := t.cached.descend(old.topic)
 	n.value = nil
 	n.prune(func(r *route) bool { return r == nil })
-	t.ring[t.hand] = r
-	t.hand = (t.hand + 1) % len(t.ring)
+	last := len(t.ring) - 1
+	t.ring[t.hand], t.ring[last] = t.ring[last], nil
+	t.ring = t.ring[:last]
+	if t.hand == last {
+		t.hand = 0
+	}
 }
 
 // collect adds to r the subscriptions below n whose filter matches rest, each once.

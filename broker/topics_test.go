@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/postbus/postbus/broker"
@@ -91,6 +92,15 @@ func TestTopicsCacheIsBounded(t *testing.T) {
 	}
 	if n := topics.Cached(); n > broker.MaxRoutes {
 		t.Fatalf("%d topics are cached, the bound is %d", n, broker.MaxRoutes)
+	}
+	for i := range 20_000 {
+		topic := fmt.Appendf(nil, "n/%d/%s", i, strings.Repeat("deep/", 29)+strings.Repeat("x", 500))
+		if got, err := topics.Find(topic); err != nil || len(got) != 1 {
+			t.Fatalf("topic %s: %v, %v", topic, got, err)
+		}
+	}
+	if n := topics.CachedBytes(); n > broker.MaxRouteBytes {
+		t.Fatalf("topics of %d bytes are cached, the bound is %d", n, broker.MaxRouteBytes)
 	}
 	topics.Unsubscribe(1)
 	if got, _ := topics.Find([]byte("n/7/x")); len(got) != 0 {
