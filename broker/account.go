@@ -3,7 +3,7 @@ package broker
 // account is what the broker keeps for one uid, over all its connections.
 type account struct {
 	connections int
-	buffered    int // bytes: subscriptions' buffers and incomplete frames
+	buffered    int // bytes: subscriptions, frames not complete, answers not read
 	unacked     int // bytes of publishes whose verdict is held back
 }
 
@@ -16,14 +16,17 @@ func (p *peer) charge(bytes int) {
 
 // recharge charges for what p's own buffers take now.
 func (p *peer) recharge() {
-	now := cap(p.in) + cap(p.out)
+	now := cap(p.in) + cap(p.out) + p.judged + p.awaited
 	p.charge(now - p.held)
 	p.held = now
 }
 
-// room reports whether size more bytes may be kept for p. What does not fit the
-// bound at all fits an empty account, so that a message above it can pass.
+// room reports whether size more bytes may be kept for p.
 func (l *loop) room(p *peer, size int) bool {
-	return (p.buffered == 0 || p.buffered+size <= l.opts.MaxConnectionBytes) &&
-		(p.account.buffered == 0 || p.account.buffered+size <= l.opts.MaxUserBytes)
+	return p.buffered+size <= l.opts.MaxConnectionBytes && p.account.buffered+size <= l.opts.MaxUserBytes
+}
+
+// crowded reports whether half of what may be kept for p is.
+func (l *loop) crowded(p *peer) bool {
+	return p.buffered > l.opts.MaxConnectionBytes/2 || p.account.buffered > l.opts.MaxUserBytes/2
 }

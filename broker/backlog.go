@@ -45,6 +45,7 @@ type backlog struct {
 	messages int    // MESSAGE frames
 	size     int    // bytes of all frames, holes not counted
 	memory   int    // capacity of all chunks, bytes
+	index    int    // about what latest takes, bytes
 	holes    int    // bytes of superseded frames
 	before   loss   // dropped right before the first frame
 	after    loss   // dropped right behind the last
@@ -104,7 +105,9 @@ func (q *backlog) push(frames []byte, messages int) {
 		n := frameSize(frames)
 		q.append(frames[:n], 1)
 		c := len(q.chunks) - 1
-		q.latest[string(wire.FrameTopic(frames))] = place{q.gone + uint64(c), len(q.chunks[c].buf) - n}
+		topic := wire.FrameTopic(frames)
+		q.index += indexCost + len(topic)
+		q.latest[string(topic)] = place{q.gone + uint64(c), len(q.chunks[c].buf) - n}
 		frames = frames[n:]
 	}
 }
@@ -226,9 +229,17 @@ func (q *backlog) dropHead(reason wire.Reason) int {
 // forget takes the first frame out of the index of topics.
 func (q *backlog) forget(frame []byte) {
 	if q.latest != nil {
-		delete(q.latest, string(wire.FrameTopic(frame)))
+		q.unindex(wire.FrameTopic(frame))
 	}
 }
+
+func (q *backlog) unindex(topic []byte) {
+	delete(q.latest, string(topic))
+	q.index -= indexCost + len(topic)
+}
+
+// indexCost is about what an entry of latest takes beside its topic, in bytes.
+const indexCost = 64
 
 // supersede makes a hole of the message of this topic, if there is one, and
 // returns how many that is.
@@ -243,7 +254,7 @@ func (q *backlog) supersede(topic []byte) int {
 	frame[wire.HeaderSize+1] = hole
 	c.mixed++
 	c.messages--
-	delete(q.latest, string(topic))
+	q.unindex(topic)
 	q.messages--
 	q.size -= n
 	q.holes += n

@@ -56,8 +56,8 @@ func conserve(t *testing.T, policy wire.Policy, rnd *rand.Rand) {
 		if limit := 3*(s.maxBytes+64*s.maxMessages) + 5*largeChunk + sparseHoles; policy == wire.Latest && p.buffered > limit {
 			t.Fatalf("%d bytes are taken, with bounds of %d messages and %d bytes", p.buffered, s.maxMessages, s.maxBytes)
 		}
-		if p.buffered != s.queue.memory || p.account.buffered != p.buffered {
-			t.Fatalf("charged %d and %d bytes for %d", p.buffered, p.account.buffered, s.queue.memory)
+		if want := s.queue.memory + s.queue.index; p.buffered != want || p.account.buffered != want {
+			t.Fatalf("charged %d and %d bytes for %d", p.buffered, p.account.buffered, want)
 		}
 	}
 	for !s.queue.quiet() {

@@ -28,6 +28,9 @@ const (
 	maxFilters = 64 // of a subscription
 	maxAwaits  = 64 // open on a connection
 	maxName    = 64 // bytes of a client's name
+
+	// subscriptionCost is about what a filter takes besides its nodes, in bytes.
+	subscriptionCost = 300
 )
 
 // command handles one frame.
@@ -89,10 +92,8 @@ func (l *loop) subscribe(p *peer, payload []byte) error {
 	}
 	l.endRun()
 	p.subs[s.id] = s
-	if s.policy == wire.Block {
-		p.blockers++
-	}
 	l.topics.subscribe(s)
+	s.recharge()
 	l.stats.Subscriptions++
 	p.out = wire.AppendCold(p.out, wire.TypeSubscribed, &wire.Subscribed{Sub: s.id, Seq: l.seq})
 	l.touch(p)
@@ -132,6 +133,12 @@ func (l *loop) newSubscription(p *peer, f *wire.Subscribe) (*subscription, error
 		maxMessages: l.opts.BufferMessages, maxBytes: l.opts.BufferBytes, noLocal: f.NoLocal,
 		credited: f.Credit > 0, credit: int64(min(f.Credit, 1<<62)),
 		queue: backlog{sub: f.Sub, spare: &l.spare},
+	}
+	for _, filter := range s.filters {
+		s.cost += subscriptionCost + costOf(filter)
+	}
+	if !l.room(p, s.cost) {
+		return nil, &wire.Error{Code: wire.CodeLimit, Text: "the subscriptions of this connection, or of its user, take more than the broker keeps for one: close some, or raise its limits"}
 	}
 	if f.Messages > 0 {
 		s.maxMessages = f.Messages
@@ -190,9 +197,6 @@ func (l *loop) closeSub(s *subscription) {
 	s.closed = true
 	p := s.peer
 	delete(p.subs, s.id)
-	if s.policy == wire.Block {
-		p.blockers--
-	}
 	l.topics.unsubscribe(s)
 	if i := slices.Index(p.active, s); i >= 0 {
 		p.active = slices.Delete(p.active, i, i+1)
@@ -201,7 +205,7 @@ func (l *loop) closeSub(s *subscription) {
 		p.target = 0 // the number may be used again
 	}
 	s.spans = nil
-	s.queue = backlog{}
+	s.queue, s.cost = backlog{}, 0
 	s.recharge()
 	s.release(l)
 	l.stats.Subscriptions--
@@ -246,6 +250,9 @@ func (l *loop) addCredit(p *peer, payload []byte) error {
 	return nil
 }
 
+// awaitCost is about what an AWAIT takes besides its topic, in bytes.
+const awaitCost = 64
+
 // await is an AWAIT not answered yet.
 type await struct {
 	peer        *peer
@@ -269,6 +276,8 @@ func (l *loop) await(p *peer, payload []byte) error {
 		return nil
 	}
 	p.awaits++
+	p.awaited += awaitCost + len(f.Topic)
+	p.recharge()
 	l.awaits = append(l.awaits, await{p, f.Token, []byte(f.Topic), f.Subscribers})
 	l.answerAwaits()
 	return nil
@@ -282,6 +291,7 @@ func (l *loop) answerAwaits() {
 			return false
 		}
 		a.peer.awaits--
+		a.peer.awaited -= awaitCost + len(a.topic)
 		a.peer.out = wire.AppendCold(a.peer.out, wire.TypeAwaited, &wire.Awaited{Token: a.token, Subscribers: len(r.subs)})
 		l.touch(a.peer)
 		return true

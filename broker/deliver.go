@@ -49,6 +49,9 @@ func (l *loop) flush(p *peer) {
 		l.goOn(p)
 	}
 	p.recharge()
+	if len(p.out) > maxAnswers && !l.room(p, 0) && !p.ending {
+		l.end(p, wire.CodeLimit, "what was sent to you and you have not read is more than the broker keeps for one connection or one user")
+	}
 	if p.paused && len(p.out) == 0 {
 		l.resume(p)
 	}
@@ -296,7 +299,7 @@ func (l *loop) stall(p *peer) {
 
 // spill puts p's share of this turn into the backlogs.
 func (l *loop) spill(p *peer) {
-	if p.blockers > 0 && len(p.active) > 0 {
+	if p.blocks() {
 		l.yieldTo(p)
 	}
 	for _, s := range p.active {
@@ -305,6 +308,16 @@ func (l *loop) spill(p *peer) {
 			return
 		}
 	}
+}
+
+// blocks reports whether a subscription of policy block has something to send.
+func (p *peer) blocks() bool {
+	for _, s := range p.active {
+		if s.policy == wire.Block && !s.idle() {
+			return true
+		}
+	}
+	return false
 }
 
 // writable goes on after a stall.

@@ -156,7 +156,7 @@ func (d *Dir) takeLock() error {
 // listen binds and listens at a. The file is born with mode 0600 and gets the
 // final one after, so that at no moment more may connect than shall.
 func (d *Dir) listen(a wire.Address, o DirOptions) error {
-	if err := removeSocket(a.Path); err != nil {
+	if err := d.removeSocket(a); err != nil {
 		return err
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
@@ -193,9 +193,11 @@ func (d *Dir) listen(a wire.Address, o DirOptions) error {
 	})
 }
 
-// removeSocket takes away a dead broker's socket file, and nothing else.
-func removeSocket(path string) error {
-	fi, err := os.Lstat(path)
+// removeSocket takes away a dead broker's socket file, and nothing else. A refused
+// connection proves nothing (see takeLock); one that succeeds proves that a broker
+// lives whose lock file somebody has removed.
+func (d *Dir) removeSocket(a wire.Address) error {
+	fi, err := os.Lstat(a.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -203,9 +205,19 @@ func removeSocket(path string) error {
 		return fmt.Errorf("broker: socket: %w", err)
 	}
 	if fi.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("broker: %s is in the way and not a socket: move it, or use another bus directory", path)
+		return fmt.Errorf("broker: %s is in the way and not a socket: move it, or use another bus directory", a.Path)
 	}
-	if err := os.Remove(path); err != nil {
+	err = wire.WithShortPath(a.Path, func(short string) error {
+		conn, err := net.DialUnix(a.Network, nil, &net.UnixAddr{Net: a.Network, Name: short})
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	if err == nil || errors.Is(err, unix.EAGAIN) { // EAGAIN: it listens, and its backlog is full
+		return fmt.Errorf("%w: %s answers, though nobody holds %s", ErrInUse, a.Path, wire.LockFile)
+	}
+	if err := os.Remove(a.Path); err != nil {
 		return fmt.Errorf("broker: socket of a broker that died: %w", err)
 	}
 	return nil

@@ -159,7 +159,8 @@ func (l *loop) close(p *peer, why string) {
 	p.closed = true
 	l.goOn(p)
 	l.forgetAwaits(p)
-	p.in, p.out, p.active, p.verdicts = nil, nil, nil, nil
+	p.forgetHolds()
+	p.in, p.out, p.active, p.verdicts, p.judged, p.awaited = nil, nil, nil, nil, 0, 0
 	p.account.unacked -= p.unacked
 	p.recharge()
 	p.account.connections--

@@ -19,6 +19,7 @@ type loop struct {
 
 	epoll   int
 	wake    int // an eventfd: something was posted
+	woken   bool
 	posted  func() []func(*loop)
 	events  [128]unix.EpollEvent
 	peers   []*peer // by file descriptor
@@ -90,6 +91,10 @@ func (l *loop) turnOnce(clock func() time.Time) error {
 	for i := range max(n, 0) {
 		l.event(&l.events[i])
 	}
+	if l.woken {
+		l.woken = false
+		l.runPosted()
+	}
 	l.finishTurn()
 	return nil
 }
@@ -112,7 +117,7 @@ func (l *loop) finishTurn() {
 func (l *loop) event(ev *unix.EpollEvent) {
 	fd := int(ev.Fd)
 	if fd == l.wake {
-		l.runPosted()
+		l.woken = true // done after the events: it can bring new connections
 		return
 	}
 	if _, ok := l.doors[fd]; ok {
@@ -130,8 +135,12 @@ func (l *loop) event(ev *unix.EpollEvent) {
 	switch {
 	case ev.Events&unix.EPOLLIN != 0 && !p.paused && !p.eof && !p.ending:
 		l.read(p)
-	case gone && (p.paused || p.yields > 0) && !p.eof:
-		// It waits with input unread and would be reported for ever.
+	case gone && p.paused:
+		// It is gone, and nobody waits for verdicts on what it had sent and we did
+		// not take.
+		l.close(p, "left while it had to wait")
+	case gone && p.yields > 0 && !p.eof:
+		// Its input is read in a moment; till then it would be reported all the time.
 		l.unwatch(p)
 	case gone:
 		p.broken, p.eof = true, true
@@ -156,7 +165,7 @@ func (l *loop) acknowledge() {
 			continue
 		}
 		l.sendVerdicts(p, !l.now.Before(p.ackDue))
-		if len(p.verdicts) > 0 && p.holds == 0 {
+		if len(p.verdicts) > 0 && (len(p.heldBy) == 0 || p.verdicts[0].upto <= p.frozen) {
 			kept = append(kept, p)
 		} else {
 			p.ackListed = false
@@ -273,7 +282,7 @@ func (l *loop) timed(p *peer) (since time.Time, limit time.Duration, why string)
 	switch {
 	case !p.open:
 		return p.joined, l.opts.HelloTimeout, "no HELLO came"
-	case p.stalled && p.blockers == 0:
+	case p.stalled && !p.blocks():
 		return p.moved, l.opts.StallTimeout, "nothing of what waits for this client was read"
 	case len(p.in) > 0 && !p.paused && !p.eof:
 		return p.inSince, l.opts.FrameTimeout, "the frame begun was not completed"

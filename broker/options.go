@@ -25,8 +25,9 @@ type Options struct {
 	BufferBytes    int
 
 	// MaxConnectionBytes and MaxUserBytes bound what the broker keeps for one
-	// connection and for all connections of one uid: subscriptions' buffers and
-	// frames not complete, in bytes. 0 means 64 MiB and 512 MiB.
+	// connection and for all connections of one uid: subscriptions and what they
+	// buffer, frames not complete, answers not read, in bytes. 0 means 64 MiB and
+	// 512 MiB; each is at least four of the largest messages.
 	MaxConnectionBytes int
 	MaxUserBytes       int
 
@@ -117,5 +118,7 @@ func (o *Options) withDefaults() (Options, error) {
 		return c, fmt.Errorf("%w: a window of %d bytes is below the smallest possible, %d", ErrBadOption, c.Window, smallestWindow)
 	}
 	c.Window = min(c.Window, 1<<30)
+	c.MaxConnectionBytes = max(c.MaxConnectionBytes, 4*wire.FrameLimit(c.MaxMessage))
+	c.MaxUserBytes = max(c.MaxUserBytes, 4*wire.FrameLimit(c.MaxMessage))
 	return c, nil
 }

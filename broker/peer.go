@@ -42,20 +42,20 @@ type peer struct {
 	stalled   bool // its socket is full
 	dirty     bool // in loop.dirty
 	buffered  int  // bytes charged
-	held      int  // of these, for in and out
+	held      int  // of these, for in, out, verdicts and awaits
 
 	in      []byte    // frames not complete, or not handled while paused
 	inSince time.Time // when the first of them began
 	joined  time.Time
 	moved   time.Time // when output last got out, while stalled
 
-	out      []byte // committed to the connection: goes before anything else
-	split    int    // bytes at the start of out that end a frame spread over packets
-	target   uint32 // subscription of the last TARGET
-	subs     map[uint32]*subscription
-	active   []*subscription // those with something to send
-	blockers int             // subscriptions with policy block
-	awaits   int
+	out     []byte // committed to the connection: goes before anything else
+	split   int    // bytes at the start of out that end a frame spread over packets
+	target  uint32 // subscription of the last TARGET
+	subs    map[uint32]*subscription
+	active  []*subscription // those with something to send
+	awaits  int             // open
+	awaited int             // bytes that they take
 
 	yielders []yielder // publishers that yield to it
 
@@ -86,23 +86,31 @@ func (p *peer) send(buf []byte) int {
 	}
 	sent := 0
 	for sent < len(buf) {
-		n := min(p.split, p.maxPacket)
-		if n == 0 && len(buf)-sent <= p.maxPacket {
-			n = len(buf) - sent
-		} else if n == 0 {
-			if n, _ = wire.CutAt(buf[sent:], p.maxPacket); n > p.maxPacket {
-				p.split = n
-				continue
-			}
-		}
+		n, behind := p.nextPacket(buf[sent:])
 		if _, err := unix.Write(p.fd, buf[sent:sent+n]); err != nil {
 			p.failed(err)
 			break
 		}
 		sent += n
-		p.split -= min(p.split, n)
+		p.split = behind
 	}
 	return sent
+}
+
+// nextPacket returns how many bytes of buf go into the next packet, and how many of
+// the same frame are to follow it in packets of their own.
+func (p *peer) nextPacket(buf []byte) (n, behind int) {
+	if p.split > 0 {
+		n = min(p.split, p.maxPacket)
+		return n, p.split - n
+	}
+	if len(buf) <= p.maxPacket {
+		return len(buf), 0
+	}
+	if n, _ = wire.CutAt(buf, p.maxPacket); n > p.maxPacket {
+		return p.maxPacket, n - p.maxPacket
+	}
+	return n, 0
 }
 
 // failed notes why a write did not get through. ENOBUFS is the kernel short of
@@ -130,23 +138,19 @@ func (p *peer) quiet() bool {
 // beyond the window while verdicts are held back, everything waits while the
 // client does not read the answers it has asked for.
 func (l *loop) mustPause(p *peer, t wire.Type) bool {
-	if len(p.out) > maxAnswers || len(p.verdicts) > maxVerdicts {
+	if len(p.out) > maxAnswers {
 		return true
 	}
 	if t != wire.TypePublish {
 		return false
 	}
-	return p.holds > 0 && (p.unacked > l.opts.Window || p.account.unacked > l.opts.MaxUserBytes) || l.settling != nil
+	return len(p.heldBy) > 0 && (p.unacked > l.opts.Window || p.patient && len(p.subs) == 0) || l.settling != nil
 }
 
 const (
 	// maxAnswers is how much of its answers a client may leave unread before its
 	// requests are left unread too, in bytes.
 	maxAnswers = 256 << 10
-
-	// maxVerdicts is how many verdicts may be held back, ones in a row that say
-	// the same counted once.
-	maxVerdicts = 8192
 
 	// keptInput is the capacity of p.in that an idle connection may keep, bytes.
 	keptInput = 512
@@ -165,7 +169,7 @@ func (l *loop) read(p *peer) {
 		n, err := l.receive(p, buf[to:min(to+readSize, len(buf))])
 		to += n
 		// A packet that is half full or more seldom comes alone.
-		if err == nil && p.packet && n >= p.maxPacket/2 && to < readSize {
+		if err == nil && p.packet && n >= wire.DefaultMaxPacket/2 && to < readSize {
 			continue
 		}
 		if to > kept {
@@ -191,7 +195,8 @@ func (l *loop) readLarge(p *peer) {
 		p.in = grown
 		p.recharge()
 		if !l.room(p, 0) {
-			l.end(p, wire.CodeLimit, "the frames that you and others of your uid have begun take more than the broker keeps for one uid")
+			l.end(p, wire.CodeLimit, fmt.Sprintf("this frame of %d bytes, with what else is kept for the connection (%d) and its user (%d), is above a limit of the broker: %d or %d",
+				need, p.buffered, p.account.buffered, l.opts.MaxConnectionBytes, l.opts.MaxUserBytes))
 			return
 		}
 	}
@@ -218,10 +223,10 @@ func (l *loop) receive(p *peer, buf []byte) (int, error) {
 	for resets := 0; ; resets++ {
 		n, err := unix.Read(p.fd, buf)
 		switch {
-		case n > 0 && p.packet && n > p.maxPacket:
+		case n > 0 && p.packet && n > wire.DefaultMaxPacket:
 			// read(2) drops what does not fit; buf is longer than any packet allowed.
 			return 0, &wire.Error{Code: wire.CodeTooLarge, Text: fmt.Sprintf(
-				"a packet of more than %d bytes, the max_packet of this connection", p.maxPacket)}
+				"a packet of more than %d bytes, the most that may be sent", wire.DefaultMaxPacket)}
 		case n > 0:
 			return n, nil
 		case err == unix.EINTR:
@@ -328,5 +333,5 @@ func (p *peer) finished() bool {
 	case p.leaving:
 		return len(p.out) == 0
 	}
-	return p.eof && !p.paused && len(p.out) == 0 && p.holds == 0 && len(p.subs) == 0
+	return p.eof && !p.paused && len(p.out) == 0 && len(p.heldBy) == 0 && len(p.subs) == 0
 }

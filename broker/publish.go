@@ -12,13 +12,14 @@ import (
 // publisher is the part of a peer that publishes.
 type publisher struct {
 	published  uint64 // publishes handled: the number of the last
-	told       uint64 // number of the last with a verdict sent
 	unacked    int    // bytes of publishes without a verdict
 	verdicts   []verdict
-	holds      int    // subscriptions of policy block that hold verdicts back
-	frozen     uint64 // while holds > 0: verdicts above this number wait
-	feeding    bool   // has published to a block subscription this turn
-	yields     int    // peers that it yields to: not read meanwhile
+	judged     int             // bytes that the verdicts take
+	heldBy     []*subscription // those of policy block that hold verdicts back
+	frozen     uint64          // while there are any: verdicts above this number wait
+	patient    bool            // it may be left unread while there are any
+	feeding    bool            // has published to a block subscription this turn
+	yields     int             // peers that it yields to: not read meanwhile
 	yieldTurn  uint64
 	yieldUntil time.Time
 	ackDue     time.Time
@@ -33,6 +34,14 @@ type verdict struct {
 	subs    uint32
 	bytes   int
 	refused *wire.Error
+}
+
+// cost is about what the verdict takes while it waits, in bytes.
+func (v *verdict) cost() int {
+	if v.refused != nil {
+		return 128 + len(v.refused.Text)
+	}
+	return 64
 }
 
 // run is publishes in a row, of one peer to one topic, in the turn buffer. What a
@@ -50,6 +59,9 @@ type run struct {
 const (
 	// ackDelay is how long a verdict may wait for more of its kind.
 	ackDelay = 5 * time.Millisecond
+
+	// manyVerdicts is how many are sent though they are not due by time.
+	manyVerdicts = 256
 
 	// turnSize is how much is routed before it is written, in bytes: small enough
 	// to stay in the processor's cache between the two.
@@ -71,7 +83,7 @@ func (l *loop) publish(p *peer, payload []byte) error {
 	p.unacked += size
 	p.account.unacked += size
 	r := p.route
-	if r == nil || r.dead || r.stale || r.topic != string(m.Topic) {
+	if r == nil || r.dead || r.version != l.topics.version || r.topic != string(m.Topic) {
 		var err error
 		if r, err = l.topics.find(m.Topic); err != nil {
 			l.refusePublish(p, size, err)
@@ -112,7 +124,7 @@ func (l *loop) publish(p *peer, payload []byte) error {
 // for all of them is done once. It returns how many bytes it has handled.
 func (l *loop) publishAlike(p *peer, first, rest []byte) int {
 	r := &l.run
-	if r.peer != p || r.like == 0 || p.holds > 0 || p.closed || p.ending || l.opts.MaxMessage < math.MaxUint16 {
+	if r.peer != p || r.like == 0 || len(p.heldBy) > 0 || p.closed || p.ending || l.opts.MaxMessage < math.MaxUint16 {
 		return 0
 	}
 	head, topic, ok := wire.PublishHead(first)
@@ -194,7 +206,7 @@ func (l *loop) startRun(p *peer, r *route) {
 		} else if s.policy == wire.Block {
 			l.feed(p)
 			if s.full(l) {
-				s.hold(p)
+				s.hold(l, p)
 			}
 		}
 	}
@@ -208,7 +220,7 @@ func (l *loop) endRun() {
 		add := span{from: r.from, to: len(l.turn), index: l.routed, messages: r.messages}
 		l.routed += r.messages
 		for _, s := range r.route.subs {
-			if !s.closed && !(s.noLocal && s.peer == r.peer) {
+			if !s.left && !(s.noLocal && s.peer == r.peer) {
 				s.take(l, add)
 			}
 		}
@@ -220,7 +232,7 @@ func (l *loop) endRun() {
 func (l *loop) accept(p *peer, size int, subs uint32) {
 	if n := len(p.verdicts); n > 0 && p.verdicts[n-1].subs == subs && p.verdicts[n-1].refused == nil {
 		v := &p.verdicts[n-1]
-		if p.holds == 0 || v.upto > p.frozen {
+		if len(p.heldBy) == 0 || v.upto > p.frozen {
 			v.upto, v.bytes = p.published, v.bytes+size
 			return
 		}
@@ -240,6 +252,14 @@ func (l *loop) refusePublish(p *peer, size int, err error) {
 
 func (l *loop) judge(p *peer, v verdict) {
 	p.verdicts = append(p.verdicts, v)
+	p.judged += v.cost()
+	if len(p.verdicts)%256 == 0 {
+		p.recharge()
+		if !l.room(p, 0) {
+			l.end(p, wire.CodeLimit, "the verdicts that wait for you take more than the broker keeps for one connection or one user")
+			return
+		}
+	}
 	if !p.ackListed {
 		p.ackListed = true
 		p.ackDue = l.now.Add(ackDelay)
@@ -250,11 +270,11 @@ func (l *loop) judge(p *peer, v verdict) {
 // sendVerdicts sends what verdicts are due: all that are not held back, if there
 // is enough to be worth a frame or now is set.
 func (l *loop) sendVerdicts(p *peer, now bool) {
-	if len(p.verdicts) == 0 || !now && p.unacked < l.opts.Window/4 && len(p.verdicts) < maxVerdicts/32 {
+	if len(p.verdicts) == 0 || !now && p.unacked < l.opts.Window/4 && len(p.verdicts) < manyVerdicts {
 		return
 	}
 	limit := p.published
-	if p.holds > 0 {
+	if len(p.heldBy) > 0 {
 		limit = p.frozen
 	}
 	n := 0
@@ -268,7 +288,7 @@ func (l *loop) sendVerdicts(p *peer, now bool) {
 		}
 		p.unacked -= v.bytes
 		p.account.unacked -= v.bytes
-		p.told = v.upto
+		p.judged -= v.cost()
 		n++
 	}
 	if n == 0 {
@@ -280,6 +300,7 @@ func (l *loop) sendVerdicts(p *peer, now bool) {
 
 // released lets a publisher go on that no subscription holds back any more.
 func (l *loop) released(p *peer) {
+	p.patient = false
 	l.sendVerdicts(p, true)
 	l.resume(p)
 }

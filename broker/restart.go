@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"maps"
 	"os"
 	"time"
 
@@ -108,6 +109,7 @@ func (l *loop) startDrain() {
 		l.shutDoor(fd)
 	}
 	sessions := make(map[string]int)
+	maps.Copy(sessions, l.settling) // they are not back yet, and will come to the next
 	for _, p := range l.peers {
 		if p == nil {
 			continue
@@ -129,7 +131,7 @@ func (l *loop) drain(over bool) {
 		case over:
 			l.tellLost(p)
 			l.end(p, wire.CodeShutdown, "the broker stopped before all was delivered")
-		case !p.stalled && p.quiet() && p.holds == 0:
+		case !p.stalled && p.quiet() && len(p.heldBy) == 0:
 			l.end(p, wire.CodeShutdown, "the broker stops")
 		}
 	}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/postbus/postbus/wire"
 )
@@ -24,7 +25,8 @@ type subscription struct {
 
 	spans   []span // of this turn
 	queue   backlog
-	charged int  // bytes of queue.memory that the peer is charged
+	cost    int  // bytes that its filters take
+	charged int  // bytes that the peer is charged
 	listed  bool // in peer.active
 
 	delivered uint64
@@ -32,7 +34,9 @@ type subscription struct {
 	waiting   []*peer // publishers whose verdicts it holds back (policy block)
 
 	seats    []seat // in topics
+	since    uint64 // version of topics when it came
 	mark     uint64 // of topics
+	left     bool   // it is out of topics: it takes no new messages
 	draining bool   // an UNSUBSCRIBE with drain was read
 	closed   bool
 }
@@ -114,7 +118,14 @@ func (s *subscription) fits(l *loop, messages, size int) bool {
 // spill copies what is left of this turn into the backlog.
 func (s *subscription) spill(l *loop) {
 	for _, sp := range s.spans {
+		if s.closed {
+			return
+		}
 		frames := l.turn[sp.from:sp.to]
+		if s.policy == wire.Block && !l.room(s.peer, len(frames)) {
+			l.end(s.peer, wire.CodeLimit, "what waits for your block subscriptions is more than the broker keeps for one connection or one user: read faster, or raise its limits")
+			return
+		}
 		if s.policy == wire.Block || s.policy != wire.Latest && s.fits(l, sp.messages, len(frames)) {
 			s.queue.push(frames, sp.messages)
 			s.recharge()
@@ -129,10 +140,11 @@ func (s *subscription) spill(l *loop) {
 	s.spans = s.spans[:0]
 }
 
-// recharge charges the peer for what the backlog takes now.
+// recharge charges the peer for what the subscription takes now.
 func (s *subscription) recharge() {
-	s.peer.charge(s.queue.memory - s.charged)
-	s.charged = s.queue.memory
+	now := s.cost + s.queue.memory + s.queue.index
+	s.peer.charge(now - s.charged)
+	s.charged = now
 }
 
 // keep puts one message into the backlog, as the policy has it.
@@ -178,17 +190,18 @@ func (s *subscription) makeRoom(l *loop, size int) bool {
 }
 
 // hold makes the publisher wait for its verdicts until the subscription has room.
-func (s *subscription) hold(p *peer) {
-	for _, w := range s.waiting {
-		if w == p {
-			return
-		}
+func (s *subscription) hold(l *loop, p *peer) {
+	// A publisher without subscriptions of its own has nothing to say that others
+	// wait for: it can be stopped before the buffers of a connection are all full.
+	p.patient = p.patient || l.crowded(s.peer)
+	if slices.Contains(p.heldBy, s) {
+		return
 	}
-	if p.holds == 0 {
+	if len(p.heldBy) == 0 {
 		p.frozen = p.published - 1 // the one now being handled is the first to wait
 	}
+	p.heldBy = append(p.heldBy, s)
 	s.waiting = append(s.waiting, p)
-	p.holds++
 }
 
 // release lets the publishers go on once half of the buffer is free again.
@@ -196,11 +209,33 @@ func (s *subscription) release(l *loop) {
 	if len(s.waiting) == 0 || !s.closed && (s.queue.messages > s.maxMessages/2 || s.queue.size > s.maxBytes/2) {
 		return
 	}
-	for _, p := range s.waiting {
-		p.holds--
-		if p.holds == 0 && !p.closed {
+	waiting := s.waiting
+	s.waiting = nil
+	for _, p := range waiting {
+		p.heldBy = remove(p.heldBy, s)
+		if len(p.heldBy) == 0 {
 			l.released(p)
 		}
 	}
-	s.waiting = nil
+}
+
+// forgetHolds takes p, which is gone, off the lists of those that hold it.
+func (p *peer) forgetHolds() {
+	for _, s := range p.heldBy {
+		s.waiting = remove(s.waiting, p)
+	}
+	p.heldBy = nil
+}
+
+// remove takes the one e out of list, whose order does not matter.
+func remove[T comparable](list []T, e T) []T {
+	i := slices.Index(list, e)
+	if i < 0 {
+		return list
+	}
+	last := len(list) - 1
+	list[i] = list[last]
+	var none T
+	list[last] = none
+	return list[:last]
 }

@@ -1,44 +1,18 @@
 package broker
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/postbus/postbus/wire"
 )
 
-// level is a node of a tree of names split at "/". The filters are one such tree,
-// the cached topics another.
-type level[T any] struct {
-	parent   *level[T]
+// level is a node of the tree of filters, split at "/".
+type level struct {
+	parent   *level
 	name     string
-	children map[string]*level[T]
-	value    T
-}
-
-// descend returns the node of name below n and makes what is missing.
-func (n *level[T]) descend(name string) *level[T] {
-	for more := true; more; {
-		var first string
-		first, name, more = strings.Cut(name, "/")
-		child := n.children[first]
-		if child == nil {
-			child = &level[T]{parent: n, name: first}
-			if n.children == nil {
-				n.children = make(map[string]*level[T], 1)
-			}
-			n.children[first] = child
-		}
-		n = child
-	}
-	return n
-}
-
-// prune takes away n and its ancestors as far as they hold nothing more.
-func (n *level[T]) prune(empty func(T) bool) {
-	for n.parent != nil && len(n.children) == 0 && empty(n.value) {
-		delete(n.parent.children, n.name)
-		n = n.parent
-	}
+	children map[string]*level
+	members  []member
 }
 
 // member is a subscription at the node of one of its filters.
@@ -49,36 +23,72 @@ type member struct {
 
 // seat is where a member sits, so that it can be taken away at once.
 type seat struct {
-	node  *level[[]member]
+	node  *level
 	index int
+}
+
+// levelCost is about what a node takes, and a filter or a topic beside its text, in
+// bytes.
+const levelCost = 150
+
+// costOf is about what a filter or topic of that text takes at most.
+func costOf(name string) int { return len(name) + levelCost*(2+strings.Count(name, "/")) }
+
+// descend returns the node of name below n and makes what is missing.
+func (n *level) descend(name string) *level {
+	for more := true; more; {
+		var first string
+		first, name, more = strings.Cut(name, "/")
+		child := n.children[first]
+		if child == nil {
+			child = &level{parent: n, name: first}
+			if n.children == nil {
+				n.children = make(map[string]*level, 1)
+			}
+			n.children[first] = child
+		}
+		n = child
+	}
+	return n
+}
+
+// prune takes away n and its ancestors as far as they hold nothing more.
+func (n *level) prune() {
+	for n.parent != nil && len(n.children) == 0 && len(n.members) == 0 {
+		delete(n.parent.children, n.name)
+		n = n.parent
+	}
 }
 
 // route is the subscriptions that get the messages of one topic.
 type route struct {
-	topic string
-	own   bool // the topic is the broker's own
-	subs  []*subscription
-	stale bool // some of subs are closed
-	used  bool // since the hand of the cache last passed
-	dead  bool // no longer in the cache
+	topic   string
+	own     bool // the topic is the broker's own
+	subs    []*subscription
+	version uint64 // of topics, when subs was right
+	cost    int    // bytes counted for it
+	used    bool   // since the hand of the cache last passed
+	dead    bool   // no longer in the cache
 }
 
-// Bounds of the cached topics: their number, and about how many bytes they take.
+// Bounds of the cached routes: their number, and about how many bytes they take.
 const (
 	maxRoutes     = 1 << 16
 	maxRouteBytes = 64 << 20
 )
 
-// cost is about how many bytes a route takes at most: itself, its name, and a node
-// for each level.
-func (r *route) cost() int { return 200 + len(r.topic) + 150*(1+strings.Count(r.topic, "/")) }
+// maxChanges is how many changes a route can be behind and still be patched; one
+// that is further behind is found anew.
+const maxChanges = 64
 
-// topics finds the subscriptions of a topic. What it found it keeps, and a
-// subscription that comes or goes patches what is kept rather than emptying it:
-// a look-up costs one map access however many subscriptions there are.
+// topics finds the subscriptions of a topic, and keeps what it found. A subscription
+// that comes or goes costs no more than its filters: a route is patched with what
+// has changed when it is next used. So a look-up costs one map access however many
+// subscriptions there are, and nobody can make the loop patch all routes at once.
 type topics struct {
-	filters level[[]member]
-	cached  level[*route]
+	filters level
+	version uint64                    // how many subscriptions have come or gone
+	changes [maxChanges]*subscription // the last ones, by version
 	routes  map[string]*route
 	ring    []*route // all routes, for the clock hand
 	hand    int
@@ -97,40 +107,58 @@ func (t *topics) find(topic []byte) (*route, error) {
 		r = t.add(name)
 	}
 	r.used = true
-	if r.stale {
-		r.sweep()
-	}
+	t.refresh(r)
 	return r, nil
-}
-
-// sweep takes closed subscriptions out.
-func (r *route) sweep() {
-	kept := r.subs[:0]
-	for _, s := range r.subs {
-		if !s.closed {
-			kept = append(kept, s)
-		}
-	}
-	clear(r.subs[len(kept):])
-	r.subs, r.stale = kept, false
 }
 
 // add makes the route of a topic that is not cached.
 func (t *topics) add(topic string) *route {
 	r := &route{topic: topic, own: topic[0] == '@'}
-	t.mark++
-	t.collect(&t.filters, topic, true, r)
+	t.collect(r)
 	if t.routes == nil {
 		t.routes = make(map[string]*route)
 	}
-	t.bytes += r.cost()
-	for len(t.ring) >= maxRoutes || t.bytes > maxRouteBytes {
+	t.routes[topic] = r
+	t.ring = append(t.ring, r)
+	t.account(r)
+	return r
+}
+
+// refresh brings r up to date.
+func (t *topics) refresh(r *route) {
+	if r.version == t.version {
+		return
+	}
+	if t.version-r.version > maxChanges {
+		t.collect(r)
+	} else {
+		t.patch(r)
+	}
+	t.account(r)
+}
+
+// patch brings r up to date with the changes since it was.
+func (t *topics) patch(r *route) {
+	r.subs = slices.DeleteFunc(r.subs, func(s *subscription) bool { return s.left })
+	for ; r.version != t.version; r.version++ {
+		s := t.changes[r.version%maxChanges]
+		if s.left || s.since != r.version {
+			continue // it has gone; or this is where it went, and not where it came
+		}
+		if slices.ContainsFunc(s.filters, func(f string) bool { return wire.Match(f, r.topic) }) {
+			r.subs = append(r.subs, s)
+		}
+	}
+}
+
+// account counts what r costs, and makes room for it.
+func (t *topics) account(r *route) {
+	cost := 100 + costOf(r.topic) + 8*cap(r.subs)
+	t.bytes += cost - r.cost
+	r.cost = cost
+	for len(t.ring) > 1 && (len(t.ring) > maxRoutes || t.bytes > maxRouteBytes) {
 		t.evict()
 	}
-	t.ring = append(t.ring, r)
-	t.routes[topic] = r
-	t.cached.descend(topic).value = r
-	return r
 }
 
 // evict forgets the first route that the hand meets unused since it last passed.
@@ -141,11 +169,8 @@ func (t *topics) evict() {
 	}
 	old := t.ring[t.hand]
 	old.dead = true
-	t.bytes -= old.cost()
+	t.bytes -= old.cost
 	delete(t.routes, old.topic)
-	n := t.cached.descend(old.topic)
-	n.value = nil
-	n.prune(func(r *route) bool { return r == nil })
 	last := len(t.ring) - 1
 	t.ring[t.hand], t.ring[last] = t.ring[last], nil
 	t.ring = t.ring[:last]
@@ -154,22 +179,32 @@ func (t *topics) evict() {
 	}
 }
 
-// collect adds to r the subscriptions below n whose filter matches rest, each once.
-func (t *topics) collect(n *level[[]member], rest string, first bool, r *route) {
+// collect finds r's subscriptions in the tree of filters.
+func (t *topics) collect(r *route) {
+	clear(r.subs)
+	r.subs = r.subs[:0]
+	t.mark++
+	t.descendInto(&t.filters, r.topic, true, r)
+	r.version = t.version
+}
+
+// descendInto adds to r the subscriptions below n whose filter matches rest, each
+// once.
+func (t *topics) descendInto(n *level, rest string, first bool, r *route) {
 	wild := !first || !r.own
 	if hash := n.children["#"]; hash != nil && wild {
-		t.join(hash.value, r)
+		t.join(hash.members, r)
 	}
 	if rest == "" {
-		t.join(n.value, r)
+		t.join(n.members, r)
 		return
 	}
 	name, rest, _ := strings.Cut(rest, "/")
 	if child := n.children[name]; child != nil {
-		t.collect(child, rest, false, r)
+		t.descendInto(child, rest, false, r)
 	}
 	if plus := n.children["+"]; plus != nil && wild {
-		t.collect(plus, rest, false, r)
+		t.descendInto(plus, rest, false, r)
 	}
 }
 
@@ -187,71 +222,33 @@ func (t *topics) subscribe(s *subscription) {
 	s.seats = make([]seat, len(s.filters))
 	for i, filter := range s.filters {
 		n := t.filters.descend(filter)
-		s.seats[i] = seat{n, len(n.value)}
-		n.value = append(n.value, member{s, i})
+		s.seats[i] = seat{n, len(n.members)}
+		n.members = append(n.members, member{s, i})
 	}
-	t.mark++
-	for i := range s.filters {
-		t.matching(&t.cached, s.filters[i], true, func(r *route) {
-			// A route is met once for each filter that matches; s is put in once.
-			if k := len(r.subs); k == 0 || r.subs[k-1] != s {
-				r.subs = append(r.subs, s)
-			}
-		})
-	}
+	s.since = t.version
+	t.change(s)
 }
 
-// unsubscribe takes s out. Routes are swept when they are next used.
+// unsubscribe takes s out: it gets no message that is published from now on.
 func (t *topics) unsubscribe(s *subscription) {
-	for i, at := range s.seats {
-		members := at.node.value
+	if s.left {
+		return
+	}
+	s.left = true
+	for _, at := range s.seats {
+		members := at.node.members
 		last := members[len(members)-1]
 		members[at.index] = last
 		last.sub.seats[last.filter].index = at.index
 		members[len(members)-1] = member{}
-		at.node.value = members[:len(members)-1]
-		at.node.prune(func(m []member) bool { return len(m) == 0 })
-		t.matching(&t.cached, s.filters[i], true, func(r *route) { r.stale = true })
+		at.node.members = members[:len(members)-1]
+		at.node.prune()
 	}
 	s.seats = nil
+	t.change(s)
 }
 
-// matching calls visit for every cached route below n whose topic matches rest.
-func (t *topics) matching(n *level[*route], rest string, first bool, visit func(*route)) {
-	if rest == "#" {
-		t.all(n, first, visit)
-		return
-	}
-	name, rest, more := strings.Cut(rest, "/")
-	if name != "+" {
-		if child := n.children[name]; child != nil {
-			t.matched(child, rest, more, visit)
-		}
-		return
-	}
-	for name, child := range n.children {
-		if !first || name[0] != '@' {
-			t.matched(child, rest, more, visit)
-		}
-	}
-}
-
-func (t *topics) matched(n *level[*route], rest string, more bool, visit func(*route)) {
-	if more {
-		t.matching(n, rest, false, visit)
-	} else if n.value != nil {
-		visit(n.value)
-	}
-}
-
-// all visits every route at n and below.
-func (t *topics) all(n *level[*route], first bool, visit func(*route)) {
-	if n.value != nil {
-		visit(n.value)
-	}
-	for name, child := range n.children {
-		if !first || name[0] != '@' {
-			t.all(child, false, visit)
-		}
-	}
+func (t *topics) change(s *subscription) {
+	t.changes[t.version%maxChanges] = s
+	t.version++
 }

@@ -1,6 +1,9 @@
 package broker
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // A publisher that is ahead of a subscription with policy block would fill its
 // buffer up to the bound, and every message would be copied in between. So as soon
@@ -39,6 +42,7 @@ func (l *loop) yieldTo(q *peer) {
 			l.yielding = append(l.yielding, f)
 		}
 		f.yields++
+		q.yielders = slices.DeleteFunc(q.yielders, func(y yielder) bool { return y.turn != y.peer.yieldTurn })
 		q.yielders = append(q.yielders, yielder{f, f.yieldTurn})
 		l.watch(f)
 	}
