@@ -67,3 +67,19 @@ func TestTopFolders(t *testing.T) {
 		}
 	}
 }
+
+// The program in the README is the one in examples/pubsub.
+func TestReadmeShowsTheExample(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := os.ReadFile("examples/pubsub/main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, body, _ := strings.Cut(string(program), "func main() {")
+	if !strings.Contains(string(readme), "func main() {"+body) {
+		t.Error("README.md shows another program than examples/pubsub/main.go")
+	}
+}

@@ -273,6 +273,27 @@ func (l *loop) snapshot() Stats {
 	return s
 }
 
+// Peers returns who is connected now, in no order; after the broker's end, nobody.
+func (b *Broker) Peers() []Peer {
+	got := make(chan []Peer, 1)
+	if !b.post(func(l *loop) { got <- l.whoIsThere() }) {
+		return nil
+	}
+	return <-got
+}
+
+func (l *loop) whoIsThere() []Peer {
+	var all []Peer
+	for _, p := range l.peers {
+		if p != nil {
+			who := p.cred
+			who.Client, who.Subscriptions = p.name, len(p.subs)
+			all = append(all, who)
+		}
+	}
+	return all
+}
+
 // Shutdown ends the broker in order: it takes no more publishes, delivers what is
 // buffered within Options.DrainTimeout, acknowledges what was routed and tells
 // the clients. It waits for the end; when ctx is done first it cuts as Close does

@@ -16,7 +16,10 @@ import (
 // information only: it may be another process's by now.
 type Peer struct {
 	UID, GID, PID uint32
-	Groups        []uint32
+	Groups        []uint32 // supplementary
+
+	Client        string // what the client calls itself: proves nothing
+	Subscriptions int    // open now
 }
 
 // peer is one connection. Only the loop touches it.

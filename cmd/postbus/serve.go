@@ -125,18 +125,22 @@ func (s *serving) run(ctx context.Context) error {
 }
 
 // untilEnd waits for the broker's end and returns why it ended: nil when it was
-// told to stop, or idle. The first signal stops it in order, the second at once.
+// told to stop, or idle. The first signal stops it in order, a later one at once.
 func untilEnd(ctx context.Context, b *broker.Broker, served <-chan error, signals <-chan os.Signal) error {
 	ctx, cut := context.WithCancel(ctx)
 	defer cut()
 	var shutdown chan error
+	var told time.Time
 	for {
 		select {
 		case <-signals:
 			if shutdown != nil {
-				cut()
+				if time.Since(told) > sameSignal {
+					cut()
+				}
 				continue
 			}
+			told = time.Now()
 			notify("STOPPING=1")
 			shutdown = make(chan error, 1)
 			go func() { shutdown <- b.Shutdown(ctx) }()

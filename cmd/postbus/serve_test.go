@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -41,9 +42,14 @@ func TestSecondSignal(t *testing.T) {
 	}
 	signals := make(chan os.Signal, 2)
 	signals <- unix.SIGTERM
-	signals <- unix.SIGTERM
+	signals <- unix.SIGTERM // as timeout(1) sends it: once more to the group
+	began := time.Now()
+	defer time.AfterFunc(2*sameSignal, func() { signals <- unix.SIGTERM }).Stop()
 	if err := untilEnd(t.Context(), b, served, signals); err == nil || !strings.Contains(err.Error(), "second signal") {
 		t.Errorf("after two signals it ended with %v", err)
+	}
+	if took := time.Since(began); took < 2*sameSignal {
+		t.Errorf("it was cut after %v, by the first signal sent twice", took)
 	}
 }
 

@@ -1,5 +1,4 @@
 // Command pubsub subscribes to build/#, publishes to build/done and prints what comes.
-// It wants a broker: postbus serve.
 package main
 
 import (
@@ -11,28 +10,22 @@ import (
 )
 
 func main() {
-	if err := run(context.Background()); err != nil {
-		log.Fatal(err)
-	}
-}
-
-func run(ctx context.Context) error {
-	c, err := client.Dial(ctx, nil)
+	ctx := context.Background()
+	c, err := client.Dial(ctx, &client.Options{Autostart: true}) // with postbus in PATH
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
 	defer c.Close()
 	builds, err := c.Subscribe(ctx, "build/#", nil)
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
-	if err := c.Publish(ctx, "build/done", []byte("ok"), nil); err != nil {
-		return err
+	if err := c.Publish(ctx, "build/done", []byte("ok"), nil); err != nil { // pipelined
+		log.Fatal(err)
 	}
-	m, err := builds.Next(ctx)
+	m, err := builds.Next(ctx) // or range builds.Messages(ctx); a *client.Gap tells what was missed
 	if err != nil {
-		return err
+		log.Fatal(err)
 	}
-	fmt.Printf("%s: %s\n", m.Topic, m.Body)
-	return nil
+	fmt.Printf("%s: %s, from uid %d\n", m.Topic, m.Body, m.From.UID)
 }
