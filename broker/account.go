@@ -4,6 +4,7 @@ package broker
 type account struct {
 	connections int
 	buffered    int // bytes: subscriptions, frames not complete, answers not read
+	awaits      int // open
 	unacked     int // bytes of publishes whose verdict is held back
 }
 

@@ -83,9 +83,12 @@ func newBroker(opts *Options) (*Broker, error) {
 	return b, nil
 }
 
+// busSize is the size of a bus's name, in bytes; it is written in hexadecimal.
+const busSize = 8
+
 // newBus makes the name of a run of seq numbers.
 func newBus() string {
-	var id [8]byte
+	var id [busSize]byte
 	rand.Read(id[:]) // never fails (crypto/rand)
 	return hex.EncodeToString(id[:])
 }

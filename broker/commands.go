@@ -25,9 +25,10 @@ var handlers = [wire.NumTypes]handler{
 
 // Bounds of what one frame may ask for.
 const (
-	maxFilters = 64 // of a subscription
-	maxAwaits  = 64 // open on a connection
-	maxName    = 64 // bytes of a client's name
+	maxFilters    = 64   // of a subscription
+	maxAwaits     = 64   // open on a connection
+	maxUserAwaits = 1024 // open on all connections of a uid
+	maxName       = 64   // bytes of a client's name
 
 	// subscriptionCost is about what a filter takes besides its nodes, in bytes.
 	subscriptionCost = 300
@@ -97,7 +98,7 @@ func (l *loop) subscribe(p *peer, payload []byte) error {
 	l.stats.Subscriptions++
 	p.out = wire.AppendCold(p.out, wire.TypeSubscribed, &wire.Subscribed{Sub: s.id, Seq: l.seq})
 	l.touch(p)
-	l.answerAwaits()
+	l.awaiting = true
 	l.returned(p)
 	return nil
 }
@@ -250,9 +251,6 @@ func (l *loop) addCredit(p *peer, payload []byte) error {
 	return nil
 }
 
-// awaitCost is about what an AWAIT takes besides its topic, in bytes.
-const awaitCost = 64
-
 // await is an AWAIT not answered yet.
 type await struct {
 	peer        *peer
@@ -266,40 +264,65 @@ func (l *loop) await(p *peer, payload []byte) error {
 	if err := wire.DecodeCold(payload, &f); err != nil {
 		return err
 	}
-	if p.awaits >= maxAwaits {
-		l.refuseRequest(p, &wire.Error{Code: wire.CodeLimit,
-			Text: fmt.Sprintf("%d AWAITs are open on this connection, the limit", maxAwaits)}, wire.ErrorBody{Token: f.Token})
+	if p.awaits >= maxAwaits || p.account.awaits >= maxUserAwaits {
+		l.refuseRequest(p, &wire.Error{Code: wire.CodeLimit, Text: fmt.Sprintf(
+			"%d AWAITs are open on this connection and %d of this user, the limits are %d and %d",
+			p.awaits, p.account.awaits, maxAwaits, maxUserAwaits)}, wire.ErrorBody{Token: f.Token})
 		return nil
 	}
 	if err := wire.CheckTopic(f.Topic); err != nil {
 		l.refuseRequest(p, err, wire.ErrorBody{Token: f.Token})
 		return nil
 	}
+	a := await{p, f.Token, []byte(f.Topic), f.Subscribers}
 	p.awaits++
-	p.awaited += awaitCost + len(f.Topic)
+	p.account.awaits++
+	p.awaited += a.cost()
 	p.recharge()
-	l.awaits = append(l.awaits, await{p, f.Token, []byte(f.Topic), f.Subscribers})
-	l.answerAwaits()
+	if !l.answered(a) {
+		l.awaits = append(l.awaits, a)
+	}
 	return nil
 }
 
-// answerAwaits answers those AWAITs whose topic now has the subscribers.
+// cost is about what an AWAIT takes, in bytes.
+func (a *await) cost() int { return 64 + len(a.topic) }
+
+// answerAwaits answers those AWAITs whose topic now has the subscribers. It is done
+// once a turn: many may be open, and many subscriptions come at once.
 func (l *loop) answerAwaits() {
-	l.awaits = slices.DeleteFunc(l.awaits, func(a await) bool {
-		r, err := l.topics.find(a.topic) // checked when it was asked for
-		if err != nil || len(r.subs) < a.subscribers {
-			return false
-		}
-		a.peer.awaits--
-		a.peer.awaited -= awaitCost + len(a.topic)
-		a.peer.out = wire.AppendCold(a.peer.out, wire.TypeAwaited, &wire.Awaited{Token: a.token, Subscribers: len(r.subs)})
-		l.touch(a.peer)
-		return true
-	})
+	if l.awaiting {
+		l.awaiting = false
+		l.awaits = slices.DeleteFunc(l.awaits, l.answered)
+	}
+}
+
+// answered answers an AWAIT if its topic has the subscribers.
+func (l *loop) answered(a await) bool {
+	r, err := l.topics.find(a.topic) // checked when it was asked for
+	if err != nil || len(r.subs) < a.subscribers {
+		return false
+	}
+	a.peer.forget(&a)
+	a.peer.out = wire.AppendCold(a.peer.out, wire.TypeAwaited, &wire.Awaited{Token: a.token, Subscribers: len(r.subs)})
+	l.touch(a.peer)
+	return true
+}
+
+// forget takes an AWAIT off what p has open.
+func (p *peer) forget(a *await) {
+	p.awaits--
+	p.account.awaits--
+	p.awaited -= a.cost()
 }
 
 func (l *loop) forgetAwaits(p *peer) {
 	if p.awaits > 0 {
-		l.awaits = slices.DeleteFunc(l.awaits, func(a await) bool { return a.peer == p })
+		l.awaits = slices.DeleteFunc(l.awaits, func(a await) bool {
+			if a.peer == p {
+				p.forget(&a)
+			}
+			return a.peer == p
+		})
 	}
 }

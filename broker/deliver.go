@@ -49,14 +49,18 @@ func (l *loop) flush(p *peer) {
 		l.goOn(p)
 	}
 	p.recharge()
-	if len(p.out) > maxAnswers && !l.room(p, 0) && !p.ending {
-		l.end(p, wire.CodeLimit, "what was sent to you and you have not read is more than the broker keeps for one connection or one user")
-	}
-	if p.paused && len(p.out) == 0 {
-		l.resume(p)
+	if len(p.out) > maxAnswers && !l.room(p, 0) {
+		// The rest of a frame: no GOODBYE can be put behind it.
+		l.stats.Ended++
+		l.log.Warn("connection ended", "uid", p.cred.UID, "pid", p.cred.PID, "client", p.name, "reason", wire.CodeLimit,
+			"detail", "what is committed to it and not read is more than is kept for one connection or one user")
+		l.close(p, "limit")
+		return
 	}
 	if p.finished() {
 		l.close(p, "left")
+	} else if len(p.out) == 0 {
+		l.resume(p)
 	}
 }
 

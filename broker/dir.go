@@ -107,16 +107,21 @@ func makeDir(path string, mode os.FileMode) error {
 // own in our place.
 func checkDir(path string) error {
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
+	if err := unix.Lstat(path, &st); err != nil {
 		return fmt.Errorf("broker: bus directory %s: %w", path, err)
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK && (st.Uid == uint32(os.Geteuid()) || st.Uid == 0) {
+		if err := unix.Stat(path, &st); err != nil {
+			return fmt.Errorf("broker: bus directory %s: %w", path, err)
+		}
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
 		return fmt.Errorf("broker: %s is not a directory", path)
 	case st.Uid != uint32(os.Geteuid()) && st.Uid != 0:
 		return fmt.Errorf("broker: bus directory %s belongs to uid %d: a bus directory is its broker's or root's", path, st.Uid)
-	case st.Mode&0o002 != 0:
-		return fmt.Errorf("broker: bus directory %s can be written by everybody (mode %04o): chmod o-w it, or use another", path, st.Mode&0o7777)
+	case st.Mode&0o022 != 0:
+		return fmt.Errorf("broker: bus directory %s can be written by others than its owner (mode %04o), who could take its sockets' place: chmod go-w it, or use another", path, st.Mode&0o7777)
 	}
 	return nil
 }

@@ -114,7 +114,8 @@ func (l *loop) join(fd int, packet bool) {
 	}
 }
 
-// end queues GOODBYE for p and closes it at the end of the turn.
+// end queues GOODBYE for p, behind the verdicts that are due, and has it closed at
+// the end of the turn.
 func (l *loop) end(p *peer, code wire.Code, text string) {
 	if p.ending || p.closed {
 		return
@@ -128,6 +129,7 @@ func (l *loop) end(p *peer, code wire.Code, text string) {
 		l.closeSub(s)
 	}
 	p.active = nil
+	l.sendVerdicts(p, true)
 	p.out = wire.AppendCold(p.out, wire.TypeGoodbye, &wire.Goodbye{Code: code, Text: text, Seq: l.seq})
 	p.ending = true
 	l.touch(p)
@@ -135,16 +137,23 @@ func (l *loop) end(p *peer, code wire.Code, text string) {
 	l.watch(p)
 }
 
-// closeEnded closes the connections that were ended. Their GOODBYE is out if the
-// socket had room for it.
+// closeEnded closes the connections that were ended. One whose socket is full is
+// kept a moment, so that it can read why.
 func (l *loop) closeEnded() {
-	if len(l.ended) > 0 {
+	ended := l.ended
+	l.ended = nil
+	if len(ended) > 0 {
 		l.deliver()
 	}
-	for _, p := range l.ended {
-		l.close(p, "ended")
+	for _, p := range ended {
+		if !p.stalled || p.broken {
+			l.close(p, "ended")
+			continue
+		}
+		p.lingering = true
+		p.moved = l.now
+		l.watchTime(lingerTime)
 	}
-	l.ended = l.ended[:0]
 }
 
 // close gives back everything that p has.

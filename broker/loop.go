@@ -52,6 +52,7 @@ type loop struct {
 	ended    []*peer // to be closed at the end of the turn
 	ready    []int   // doors to accept at
 	awaits   []await
+	awaiting bool // subscriptions came that may answer some
 
 	sweepAt    time.Time // when time-outs are next looked at; zero: none run
 	idleAt     time.Time // when IdleExit is over; zero: somebody is there
@@ -77,6 +78,10 @@ const (
 	readSize   = 128 << 10
 	sweepEvery = time.Second
 	knockAgain = 100 * time.Millisecond
+
+	// lingerTime is how long a connection that was ended is kept for its GOODBYE to
+	// be read, where the socket was full.
+	lingerTime = time.Second
 )
 
 // turnOnce waits for something to happen and does all of it: read what is ready,
@@ -99,18 +104,29 @@ func (l *loop) turnOnce(clock func() time.Time) error {
 	return nil
 }
 
-// finishTurn does what follows from the frames read.
+// finishTurn does what follows from the frames read, and what is due by the clock.
 func (l *loop) finishTurn() {
-	l.acknowledge()
-	l.deliver()
-	for len(l.resumed) > 0 {
-		l.readAgain()
+	l.expire()
+	l.settleDown()
+	if l.draining {
+		l.drain()
+	}
+	l.acceptReady()
+}
+
+// settleDown acknowledges, writes, and goes on as long as that makes more to do:
+// a subscriber that has room again lets publishers go on, which publish.
+func (l *loop) settleDown() {
+	for {
+		l.answerAwaits()
 		l.acknowledge()
 		l.deliver()
+		if len(l.resumed) == 0 && len(l.ended) == 0 {
+			return
+		}
+		l.readAgain()
+		l.closeEnded()
 	}
-	l.expire()
-	l.closeEnded()
-	l.acceptReady()
 }
 
 // event handles what epoll says of one descriptor.
@@ -177,8 +193,8 @@ func (l *loop) acknowledge() {
 
 // resume lets a paused peer be read again, once the present work is done.
 func (l *loop) resume(p *peer) {
-	if p.paused && !p.closed {
-		p.paused = false
+	if p.paused && !p.resuming && !p.closed {
+		p.resuming = true
 		l.resumed = append(l.resumed, p)
 	}
 }
@@ -188,8 +204,14 @@ func (l *loop) readAgain() {
 	peers := l.resumed
 	l.resumed = nil
 	for _, p := range peers {
-		if !p.closed && !p.ending {
-			l.handle(p, p.in)
+		p.paused, p.resuming = false, false
+		if p.closed || p.ending {
+			continue
+		}
+		l.handle(p, p.in)
+		if p.eof && !p.paused {
+			l.sendVerdicts(p, true)
+			l.touch(p)
 		}
 	}
 }
@@ -197,7 +219,7 @@ func (l *loop) readAgain() {
 // patience is how long epoll may wait, in milliseconds: until the next thing that
 // is due by the clock.
 func (l *loop) patience(now time.Time) int {
-	if len(l.ready) > 0 || len(l.ended) > 0 {
+	if len(l.ready) > 0 || len(l.ended) > 0 || len(l.resumed) > 0 || len(l.dirty) > 0 {
 		return 0
 	}
 	next := time.Time{}
@@ -229,25 +251,24 @@ func (l *loop) patience(now time.Time) int {
 
 // expire does what is due by the clock.
 func (l *loop) expire() {
-	over := func(t time.Time) bool { return !t.IsZero() && !l.now.Before(t) }
 	l.yieldsOver()
-	if over(l.sweepAt) {
+	if l.over(l.sweepAt) {
 		l.sweep()
 	}
-	if over(l.knockAt) {
+	if l.over(l.knockAt) {
 		l.knockAt = time.Time{}
 		l.openDoors()
 	}
-	if over(l.settleAt) {
+	if l.over(l.settleAt) {
 		l.settled("time is over")
 	}
-	if l.draining {
-		l.drain(over(l.drainUntil))
-	}
-	if over(l.idleAt) && l.count == 0 && len(l.ready) == 0 {
+	if l.over(l.idleAt) && l.count == 0 && len(l.ready) == 0 {
 		l.err = ErrIdle
 	}
 }
+
+// over reports whether the time t, if one is set, has come.
+func (l *loop) over(t time.Time) bool { return !t.IsZero() && !l.now.Before(t) }
 
 // watchTime makes sure that time-outs are looked at.
 func (l *loop) watchTime(d time.Duration) {
@@ -261,25 +282,29 @@ func (l *loop) watchTime(d time.Duration) {
 func (l *loop) sweep() {
 	l.sweepAt = time.Time{}
 	for _, p := range l.peers {
-		if p == nil || p.ending {
+		if p == nil {
 			continue
 		}
 		since, limit, why := l.timed(p)
 		if why == "" || limit == forever {
 			continue
 		}
-		if l.now.Sub(since) >= limit {
+		switch late := l.now.Sub(since) >= limit; {
+		case late && p.ending:
+			l.close(p, why)
+		case late:
 			l.end(p, wire.CodeTimeout, fmt.Sprintf("%s within %v", why, limit))
-			continue
+		default:
+			l.watchTime(limit)
 		}
-		l.watchTime(limit)
 	}
-	l.deliver()
 }
 
 // timed says which time-out runs for p, if any.
 func (l *loop) timed(p *peer) (since time.Time, limit time.Duration, why string) {
 	switch {
+	case p.ending:
+		return p.moved, lingerTime, "its goodbye was not read"
 	case !p.open:
 		return p.joined, l.opts.HelloTimeout, "no HELLO came"
 	case p.stalled && !p.blocks():

@@ -38,10 +38,12 @@ type peer struct {
 	open      bool   // HELLO was read
 	closed    bool
 	leaving   bool // the client said GOODBYE
-	ending    bool // GOODBYE was queued for it: close when that is out, or at the turn's end
+	ending    bool // GOODBYE was queued for it: it is closed at the turn's end,
+	lingering bool // or, where its socket was full, when that is out
 	eof       bool // its input ended
 	broken    bool // its output failed: nothing more can be sent
-	paused    bool // not read for now
+	paused    bool // not read for now: what was read waits in in
+	resuming  bool // in loop.resumed
 	stalled   bool // its socket is full
 	dirty     bool // in loop.dirty
 	buffered  int  // bytes charged
@@ -331,10 +333,12 @@ func (l *loop) refuse(p *peer, err error) {
 // finished reports whether a connection has nothing more to do.
 func (p *peer) finished() bool {
 	switch {
+	case p.ending:
+		return p.lingering && (len(p.out) == 0 || p.broken)
 	case p.broken:
 		return p.eof
 	case p.leaving:
 		return len(p.out) == 0
 	}
-	return p.eof && !p.paused && len(p.out) == 0 && len(p.heldBy) == 0 && len(p.subs) == 0
+	return p.eof && !p.paused && len(p.out) == 0 && len(p.verdicts) == 0 && len(p.subs) == 0
 }

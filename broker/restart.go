@@ -1,11 +1,15 @@
 package broker
 
 import (
+	"encoding/hex"
+	"errors"
+	"io"
 	"maps"
 	"os"
 	"time"
 
 	"github.com/vmihailenco/msgpack/v5"
+	"golang.org/x/sys/unix"
 
 	"github.com/postbus/postbus/wire"
 )
@@ -32,19 +36,39 @@ const (
 	settleWithin = 30 * time.Second
 )
 
+// maxRestart bounds the restart file, in bytes: some 50,000 sessions.
+const maxRestart = 1 << 20
+
 // readRestart takes the restart file, if there is one that can be read: it is for
-// one broker only.
+// one broker only. What is no plain file of ours is left alone: others may have write
+// permission to a bus directory.
 func readRestart(path string) *restart {
-	data, err := os.ReadFile(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Uid != uint32(os.Geteuid()) {
+		return nil
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxRestart))
 	if err != nil {
 		return nil
 	}
 	_ = os.Remove(path)
 	var r restart
-	if msgpack.Unmarshal(data, &r) != nil || r.Bus == "" {
+	if msgpack.Unmarshal(data, &r) != nil || !r.plausible() {
 		return nil
 	}
 	return &r
+}
+
+// plausible reports whether a broker of ours may have written r.
+func (r *restart) plausible() bool {
+	id, err := hex.DecodeString(r.Bus)
+	return err == nil && len(id) == busSize && r.Seq < 1<<62
 }
 
 // write stores r so that a reader sees all of it or nothing.
@@ -53,7 +77,17 @@ func (r *restart) write(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+	if len(data) > maxRestart {
+		r.Sessions = nil // nobody is waited for; the numbers go on
+		return r.write(path)
+	}
+	_ = os.Remove(path + ".new")
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)
@@ -124,31 +158,37 @@ func (l *loop) startDrain() {
 
 // drain lets those connections go that have got everything, and at the end of the
 // time all of them: what they do not get then they are told.
-func (l *loop) drain(over bool) {
+func (l *loop) drain() {
+	over := l.over(l.drainUntil)
+	for _, p := range l.peers {
+		// All of them before the first goodbye: this releases verdicts of others.
+		if over && p != nil && !p.ending {
+			l.tellLost(p)
+		}
+	}
 	for _, p := range l.peers {
 		switch {
 		case p == nil || p.ending:
 		case over:
-			l.tellLost(p)
 			l.end(p, wire.CodeShutdown, "the broker stopped before all was delivered")
 		case !p.stalled && p.quiet() && len(p.heldBy) == 0:
 			l.end(p, wire.CodeShutdown, "the broker stops")
 		}
 	}
-	if over || l.count == len(l.ended) {
-		l.closeEnded()
+	l.settleDown()
+	if over || l.count == 0 {
 		l.restart.Stopped = l.now
 		l.err = ErrClosed
 	}
 }
 
-// tellLost puts a gap behind what was sent for each subscription that has messages
-// left.
+// tellLost closes p's subscriptions and puts a gap behind what was sent for each that
+// has messages left.
 func (l *loop) tellLost(p *peer) {
 	for _, s := range p.subs {
 		d, dropped := s.queue.lost(wire.ReasonShutdown)
 		s.drop(l, dropped)
-		s.recharge()
 		p.out = d.tell(p.out, s.id)
+		l.closeSub(s)
 	}
 }
