@@ -289,7 +289,7 @@ func (q *backlog) take(dst []byte, room int, credit int64) (_ []byte, messages, 
 		q.took(n, frames)
 		messages, bytes, credit, room = messages+frames, bytes+n, credit-int64(n), room-n
 	}
-	if q.empty() {
+	if q.empty() && credit > 0 {
 		dst = q.before.tell(dst, q.sub)
 		dst = q.after.tell(dst, q.sub)
 	}

@@ -207,9 +207,8 @@ func dupListener(l *net.UnixListener) (int, error) {
 // order. It closes d before it returns.
 func (b *Broker) ServeDir(d *Dir) error {
 	restartPath := filepath.Join(d.path, wire.RestartFile)
-	if r := readRestart(restartPath); r != nil {
-		b.post(func(l *loop) { l.take(r) })
-	}
+	before := readRestart(restartPath)
+	taken := before != nil && b.post(func(l *loop) { l.take(before) })
 	errs := make(chan error, len(d.listeners))
 	for _, l := range d.listeners {
 		go func() { errs <- b.Serve(l) }()
@@ -219,7 +218,11 @@ func (b *Broker) ServeDir(d *Dir) error {
 		b.Close() // one that cannot be served ends the others; else it has ended
 		<-errs
 	}
-	if r := b.loop.restart; r != nil { // the loop has ended: it is nobody's
+	leave := b.loop.restart // the loop has ended: it is nobody's
+	if before != nil && !taken {
+		leave = before
+	}
+	if r := leave; r != nil {
 		if werr := r.write(restartPath); werr != nil {
 			b.loop.log.Error("cannot leave the restart file: clients will be told that they may have missed messages", "error", werr)
 		}

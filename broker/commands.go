@@ -173,20 +173,20 @@ func (l *loop) unsubscribe(p *peer, payload []byte) error {
 		l.topics.unsubscribe(s)
 		return nil
 	}
-	p.out = l.drained(s, p.out)
+	last := l.drained(s) // can add verdicts to p.out
+	p.out = wire.AppendCold(p.out, wire.TypeUnsubscribed, last)
 	l.touch(p)
 	return nil
 }
 
-// drained closes s and appends its UNSUBSCRIBED to buf.
-func (l *loop) drained(s *subscription, buf []byte) []byte {
+// drained closes s and returns what its UNSUBSCRIBED says.
+func (l *loop) drained(s *subscription) *wire.Unsubscribed {
 	discarded := s.queue.messages
 	for _, sp := range s.spans {
 		discarded += sp.messages
 	}
 	l.closeSub(s)
-	return wire.AppendCold(buf, wire.TypeUnsubscribed, &wire.Unsubscribed{
-		Sub: s.id, Delivered: s.delivered, Dropped: s.dropped, Discarded: uint64(discarded)})
+	return &wire.Unsubscribed{Sub: s.id, Delivered: s.delivered, Dropped: s.dropped, Discarded: uint64(discarded)}
 }
 
 // closeSub takes a subscription out of everything.

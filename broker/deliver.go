@@ -229,7 +229,7 @@ func (l *loop) gather(p *peer, buf []byte) []byte {
 		}
 		l.unlist(p)
 		if s.draining && s.idle() {
-			buf = l.drained(s, buf)
+			buf = wire.AppendCold(buf, wire.TypeUnsubscribed, l.drained(s))
 		}
 	}
 	return buf

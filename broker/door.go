@@ -129,6 +129,7 @@ func (l *loop) end(p *peer, code wire.Code, text string) {
 		l.closeSub(s)
 	}
 	p.active = nil
+	l.forgetAwaits(p)
 	l.sendVerdicts(p, true)
 	p.out = wire.AppendCold(p.out, wire.TypeGoodbye, &wire.Goodbye{Code: code, Text: text, Seq: l.seq})
 	p.ending = true

@@ -270,6 +270,9 @@ func (l *loop) judge(p *peer, v verdict) {
 // sendVerdicts sends what verdicts are due: all that are not held back, if there
 // is enough to be worth a frame or now is set.
 func (l *loop) sendVerdicts(p *peer, now bool) {
+	if p.ending {
+		return // nothing comes behind GOODBYE
+	}
 	if len(p.verdicts) == 0 || !now && p.unacked < l.opts.Window/4 && len(p.verdicts) < manyVerdicts {
 		return
 	}

@@ -96,6 +96,10 @@ func (r *restart) write(path string) error {
 // take goes on where the broker that left r stopped.
 func (l *loop) take(r *restart) {
 	l.bus, l.seq = r.Bus, max(l.seq, r.Seq)
+	if l.restart != nil { // it stops before it has served anybody
+		l.restart = r
+		return
+	}
 	if len(r.Sessions) == 0 || l.now.Sub(r.Stopped) > settleWithin {
 		return
 	}
