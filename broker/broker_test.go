@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -430,5 +431,23 @@ func TestIdleExit(t *testing.T) {
 	s.conn.Close()
 	if err := bus.Wait(); err != broker.ErrIdle {
 		t.Errorf("the broker ended with %v", err)
+	}
+}
+
+func TestPeers(t *testing.T) {
+	bus := brokertest.Start(t, nil)
+	s := greet(t, bus, "unixpacket")
+	s.subscribe(wire.Subscribe{Sub: 1, Filters: []string{"#"}})
+	groups, err := os.Getgroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := broker.Peer{UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), PID: uint32(os.Getpid()),
+		Client: t.Name(), Subscriptions: 1}
+	for _, g := range groups {
+		want.Groups = append(want.Groups, uint32(g))
+	}
+	if got := bus.Peers(); len(got) != 1 || !reflect.DeepEqual(got[0], want) {
+		t.Errorf("got %+v, want %+v", got, want)
 	}
 }

@@ -26,6 +26,26 @@ func TestSecondBrokerIsRefused(t *testing.T) {
 	greet(t, bus, "unix") // and the live one is as it was
 }
 
+// Without its lock file a live broker still keeps its sockets.
+func TestLockFileRemoved(t *testing.T) {
+	bus := brokertest.Start(t, nil)
+	s := greet(t, bus, "unix")
+	s.subscribe(wire.Subscribe{Sub: 1, Filters: []string{"#"}})
+	if err := os.Remove(filepath.Join(bus.Dir, wire.LockFile)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // also when the first has made a lock file of its own
+		if _, err := broker.OpenDir(bus.Dir, nil); !errors.Is(err, broker.ErrInUse) {
+			t.Fatalf("OpenDir beside a live broker without lock file: %v", err)
+		}
+	}
+	greet(t, bus, "unixpacket").publish("a", "x").flush() // the files still lead to it
+	greet(t, bus, "unix").publish("a", "y").flush()
+	s.expect(wire.TypeTarget)
+	s.expect(wire.TypeMessage)
+	s.expect(wire.TypeMessage)
+}
+
 func TestDeadBrokersSocketsAreReplaced(t *testing.T) {
 	dir := t.TempDir()
 	for _, a := range wire.DirAddresses(dir) { // what kill -9 leaves

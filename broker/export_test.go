@@ -2,7 +2,12 @@ package broker
 
 import (
 	"fmt"
+	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/postbus/postbus/wire"
 )
 
 // Topics opens the routing to tests.
@@ -104,3 +109,90 @@ func (s *Stepper) Stats() Stats { return s.l.snapshot() }
 
 // Close gives back what the loop holds.
 func (s *Stepper) Close() { s.l.stop() }
+
+// Ready reports whether a turn would find something to do at once.
+func (s *Stepper) Ready() bool {
+	if s.l.patience(s.now) == 0 {
+		return true
+	}
+	n, _ := unix.Poll([]unix.PollFd{{Fd: int32(s.l.epoll), Events: unix.POLLIN}}, 0)
+	return n > 0
+}
+
+// Restart is what an orderly stop leaves.
+type Restart = restart
+
+// Take goes on where the broker that left r stopped.
+func (s *Stepper) Take(r *Restart) { s.l.take(r) }
+
+// Drain begins the orderly stop, and Left returns what it leaves for the next.
+func (s *Stepper) Drain()         { s.l.startDrain() }
+func (s *Stepper) Left() *Restart { return s.l.restart }
+
+// Ended returns why the loop ends, nil while it runs.
+func (s *Stepper) Ended() error { return s.l.err }
+
+// References returns how many publishers the subscriptions and connections there
+// are know of: those they hold back, and those that yield to them.
+func (s *Stepper) References() (waiting, yielders int) {
+	for _, p := range s.l.peers {
+		if p == nil {
+			continue
+		}
+		yielders += len(p.yielders)
+		for _, sub := range p.subs {
+			waiting += len(sub.waiting)
+		}
+	}
+	return waiting, yielders
+}
+
+// A Tracer is told what happens to some connections of a loop, in order.
+type Tracer struct {
+	Publishes func(id, n int)                            // n publishes were handled as the one before
+	Frame     func(id int, t wire.Type, payload []byte)  // a frame is about to be handled
+	Routes    func(id int, routed func(sub uint32) bool) // which subscriptions get messages now; told before each frame
+	peers     []*peer                                    // by id
+	last      *peer                                      // who published last
+	counted   uint64                                     // of its publishes
+}
+
+// Add has the loop take in fd, whose connection is number id from now on.
+func (tr *Tracer) Add(s *Stepper, fd int, packet bool) (id int) {
+	s.l.join(fd, packet)
+	tr.peers = append(tr.peers, s.l.peers[fd])
+	return len(tr.peers) - 1
+}
+
+// Catch tells what has happened since the last frame.
+func (tr *Tracer) Catch() {
+	if p := tr.last; p != nil {
+		if n := p.published - tr.counted; n > 0 {
+			tr.counted = p.published
+			tr.Publishes(slices.Index(tr.peers, p), int(n))
+		}
+	}
+	for id, p := range tr.peers {
+		tr.Routes(id, func(sub uint32) bool { return p.subs[sub] != nil && !p.subs[sub].left })
+	}
+}
+
+// Trace has tr told what the loop does until the function returned is called. No
+// other loop may run meanwhile.
+func Trace(tr *Tracer) (stop func()) {
+	plain := handlers
+	for t, handle := range plain {
+		if handle == nil {
+			continue
+		}
+		handlers[t] = func(l *loop, p *peer, payload []byte) error {
+			tr.Catch()
+			tr.Frame(slices.Index(tr.peers, p), wire.Type(t), payload)
+			if wire.Type(t) == wire.TypePublish {
+				tr.last, tr.counted = p, p.published+1
+			}
+			return handle(l, p, payload)
+		}
+	}
+	return func() { handlers = plain }
+}

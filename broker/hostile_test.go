@@ -19,44 +19,47 @@ import (
 // prefix is the length prefix of a frame of n bytes.
 func prefix(n uint32) string { return string(binary.LittleEndian.AppendUint32(nil, n)) }
 
+// frame is a frame with that payload.
+func frame(payload string) string { return prefix(uint32(len(payload))) + payload }
+
+// hostile is what breaks the rules, and the code with which it ends.
+var hostile = []struct {
+	name string
+	open bool // HELLO first
+	send string
+	code wire.Code
+}{
+	{"garbage", false, "GET / HTTP/1.1\r\nHost: postbus\r\n\r\n", wire.CodeTooLarge},
+	{"a frame of 4 GiB", false, prefix(1<<32 - 1), wire.CodeTooLarge},
+	{"a frame of 4 GiB, later", true, prefix(1<<32-1) + "\x95\x03", wire.CodeTooLarge},
+	{"a frame of nothing", true, prefix(0), wire.CodeMalformed},
+	{"not an array", true, frame("hello"), wire.CodeMalformed},
+	{"an unknown type", true, frame("\x91\x7f"), wire.CodeUnknownFrame},
+	{"a broker's frame", true, string(wire.AppendAck(nil, wire.Ack{UpTo: 1})), wire.CodeUnknownFrame},
+	{"no HELLO", false, string(wire.AppendPing(nil, 1)), wire.CodeUnknownFrame},
+	{"HELLO twice", true, string(wire.AppendCold(nil, wire.TypeHello, &wire.Hello{Version: 1})), wire.CodeUnknownFrame},
+	{"version 0", false, string(wire.AppendCold(nil, wire.TypeHello, &wire.Hello{})), wire.CodeVersion},
+	{"PUBLISH without body", true, frame("\x95\x03\xa1a\xc0\xc0"), wire.CodeMalformed},
+	{"PUBLISH with a body as str", true, frame("\x95\x03\xa1a\xc0\xc0\xa1x"), wire.CodeMalformed},
+	{"SUBSCRIBE of nonsense", true, frame("\x92\x07\xc0"), wire.CodeMalformed},
+	{"a bomb", true, frame("\x92\x07" + strings.Repeat("\x91", 5000)), wire.CodeMalformed},
+	{"a huge announced array", true, frame("\x92\x07\x81\xa7filters\xdd\xff\xff\xff\xff"), wire.CodeMalformed},
+}
+
 // A client that breaks the rules is told why and dropped; another one, beside it,
 // notices nothing.
 func TestHostileClientsAreDropped(t *testing.T) {
-	frame := func(payload string) string { return prefix(uint32(len(payload))) + payload }
-	cases := []struct {
-		name string
-		open bool // HELLO first
-		send string
-		code wire.Code
-	}{
-		{"garbage", false, "GET / HTTP/1.1\r\nHost: postbus\r\n\r\n", wire.CodeTooLarge},
-		{"a frame of 4 GiB", false, prefix(1<<32 - 1), wire.CodeTooLarge},
-		{"a frame of 4 GiB, later", true, prefix(1<<32-1) + "\x95\x03", wire.CodeTooLarge},
-		{"a frame of nothing", true, prefix(0), wire.CodeMalformed},
-		{"not an array", true, frame("hello"), wire.CodeMalformed},
-		{"an unknown type", true, frame("\x91\x7f"), wire.CodeUnknownFrame},
-		{"a broker's frame", true, string(wire.AppendAck(nil, wire.Ack{UpTo: 1})), wire.CodeUnknownFrame},
-		{"no HELLO", false, string(wire.AppendPing(nil, 1)), wire.CodeUnknownFrame},
-		{"HELLO twice", true, string(wire.AppendCold(nil, wire.TypeHello, &wire.Hello{Version: 1})), wire.CodeUnknownFrame},
-		{"version 0", false, string(wire.AppendCold(nil, wire.TypeHello, &wire.Hello{})), wire.CodeVersion},
-		{"PUBLISH without body", true, frame("\x95\x03\xa1a\xc0\xc0"), wire.CodeMalformed},
-		{"PUBLISH with a body as str", true, frame("\x95\x03\xa1a\xc0\xc0\xa1x"), wire.CodeMalformed},
-		{"SUBSCRIBE of nonsense", true, frame("\x92\x07\xc0"), wire.CodeMalformed},
-		{"a bomb", true, frame("\x92\x07" + strings.Repeat("\x91", 5000)), wire.CodeMalformed},
-		{"a huge announced array", true, frame("\x92\x07\x81\xa7filters\xdd\xff\xff\xff\xff"), wire.CodeMalformed},
-	}
 	brokertest.EachTransport(t, func(t *testing.T, network string) {
 		bus := brokertest.Start(t, nil)
 		witness := greet(t, bus, network)
 		witness.subscribe(wire.Subscribe{Sub: 1, Filters: []string{"#"}})
-		for _, c := range cases {
+		for _, c := range hostile {
 			t.Run(c.name, func(t *testing.T) {
-				var s *speaker
+				connect := dial
 				if c.open {
-					s = greet(t, bus, network)
-				} else {
-					s = dial(t, bus, network)
+					connect = greet
 				}
+				s := connect(t, bus, network)
 				if _, err := s.conn.Write([]byte(c.send)); err != nil {
 					t.Fatal(err)
 				}
@@ -64,27 +67,32 @@ func TestHostileClientsAreDropped(t *testing.T) {
 			})
 		}
 		if network == "unixpacket" {
-			t.Run("a packet above max_packet", func(t *testing.T) {
-				s := greet(t, bus, network)
-				if _, err := s.conn.Write(make([]byte, wire.DefaultMaxPacket+1)); err != nil {
-					t.Fatal(err)
-				}
-				s.expectGoodbye(wire.CodeTooLarge)
-			})
-			t.Run("an empty packet", func(t *testing.T) {
-				s := greet(t, bus, network)
-				if _, err := s.conn.Write(nil); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := s.r.Next(); err != io.EOF {
-					t.Fatalf("got %v, want the end", err)
-				}
-			})
+			hostilePackets(t, bus)
 		}
 		bus.Eventually(t, "only the witness is left", func(s broker.Stats) bool { return s.Connections == 1 && s.Subscriptions == 1 })
 		witness.publish("a", "x").flush()
 		witness.expect(wire.TypeTarget)
 		witness.expectMessage("a", "x")
+	})
+}
+
+// hostilePackets sends what only SOCK_SEQPACKET can.
+func hostilePackets(t *testing.T, bus *brokertest.Bus) {
+	t.Run("a packet above max_packet", func(t *testing.T) {
+		s := greet(t, bus, "unixpacket")
+		if _, err := s.conn.Write(make([]byte, wire.DefaultMaxPacket+1)); err != nil {
+			t.Fatal(err)
+		}
+		s.expectGoodbye(wire.CodeTooLarge)
+	})
+	t.Run("an empty packet", func(t *testing.T) {
+		s := greet(t, bus, "unixpacket")
+		if _, err := s.conn.Write(nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.r.Next(); err != io.EOF {
+			t.Fatalf("got %v, want the end", err)
+		}
 	})
 }
 

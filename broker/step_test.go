@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -30,16 +31,23 @@ func newRig(t testing.TB, opts *broker.Options) *rig {
 // join returns the client's end of a connection that has sent frames.
 func (r *rig) join(kind int, frames []byte) int {
 	r.t.Helper()
+	fd := r.connect(kind)
+	hello := wire.AppendCold(nil, wire.TypeHello, &wire.Hello{Version: 1})
+	r.send(fd, append(hello, frames...))
+	r.turn()
+	r.drain(fd)
+	return fd
+}
+
+// connect returns the client's end of a connection that has said nothing.
+func (r *rig) connect(kind int) int {
+	r.t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { unix.Close(fds[0]) })
 	r.loop.Join(fds[1], kind == unix.SOCK_SEQPACKET)
-	hello := wire.AppendCold(nil, wire.TypeHello, &wire.Hello{Version: 1})
-	r.send(fds[0], append(hello, frames...))
-	r.turn()
-	r.drain(fds[0])
 	return fds[0]
 }
 
@@ -79,6 +87,164 @@ func (r *rig) read(fd int) []byte {
 	return r.buf[:n]
 }
 
+// settle turns the loop until it has nothing to do before the clock goes on.
+func (r *rig) settle() {
+	r.t.Helper()
+	for turns := 0; r.loop.Ready(); turns++ {
+		if turns == 10_000 {
+			r.t.Fatal("the loop turns and turns, with nothing to do")
+		}
+		r.turn()
+	}
+}
+
+// say sends frames, of any size and however long the broker takes to read them.
+func (r *rig) say(fd int, frames []byte) {
+	r.t.Helper()
+	for len(frames) > 0 {
+		n, _ := wire.CutAt(frames, wire.DefaultMaxPacket)
+		for whole := frames[:n]; len(whole) > 0; { // one larger than a packet goes in several
+			k := min(len(whole), wire.DefaultMaxPacket)
+			r.part(fd, whole[:k])
+			whole = whole[k:]
+		}
+		frames = frames[n:]
+	}
+	r.settle()
+}
+
+// part sends b, which fits a packet.
+func (r *rig) part(fd int, b []byte) {
+	r.t.Helper()
+	for {
+		n, err := unix.Write(fd, b)
+		if err == nil && n == len(b) {
+			return
+		}
+		if err != nil && err != unix.EAGAIN {
+			r.t.Fatal(err)
+		}
+		if b = b[max(n, 0):]; !r.loop.Ready() {
+			r.loop.Advance(5 * time.Millisecond) // it yields
+			if !r.loop.Ready() {
+				r.t.Fatal("the broker does not read on")
+			}
+		}
+		r.settle()
+	}
+}
+
+// said returns what the broker has to say to fd, every frame in short.
+func (r *rig) said(fd int) []string {
+	r.t.Helper()
+	var all []string
+	var rest []byte
+	for r.settle(); ; r.settle() {
+		b := r.read(fd)
+		if len(b) == 0 {
+			break
+		}
+		rest = append(rest, b...)
+		for {
+			payload, size, err := wire.Split(rest, 1<<26)
+			if err == wire.ErrShort {
+				break
+			}
+			if err != nil {
+				r.t.Fatalf("after %d frames: %v", len(all), err)
+			}
+			all = append(all, inShort(payload))
+			rest = rest[size:]
+		}
+	}
+	if len(rest) > 0 {
+		r.t.Fatalf("the broker ends after %d bytes of a frame", len(rest))
+	}
+	return all
+}
+
+// expect checks the frames that the broker has to say to fd.
+func (r *rig) expect(fd int, want ...string) {
+	r.t.Helper()
+	if got := r.said(fd); !slices.Equal(got, want) {
+		r.t.Fatalf("got %q, want %q", got, want)
+	}
+}
+
+// inShort shows a frame of the broker's.
+func inShort(payload []byte) string {
+	typ, _ := wire.PeekType(payload)
+	var err error
+	text := ""
+	switch typ {
+	case wire.TypeTarget:
+		var sub uint32
+		sub, err = wire.DecodeTarget(payload)
+		text = fmt.Sprint(sub)
+	case wire.TypeMessage:
+		var m wire.Message
+		err = m.Decode(payload)
+		text = fmt.Sprint(m.Seq, " ", string(m.Topic), " ", len(m.Body))
+	case wire.TypeAck:
+		var a wire.Ack
+		err = a.Decode(payload)
+		text = fmt.Sprintf("%d by %d", a.UpTo, a.Subscribers)
+	case wire.TypePong:
+		var token uint64
+		token, err = wire.DecodePing(payload)
+		text = fmt.Sprint(token)
+	case wire.TypeGap:
+		var g wire.Gap
+		err = g.Decode(payload)
+		text = fmt.Sprintf("%d-%d %v", g.First, g.Last, g.Reason)
+	default:
+		text, err = coldInShort(typ, payload)
+	}
+	if err != nil {
+		return fmt.Sprintf("%v %q: %v", typ, payload, err)
+	}
+	return fmt.Sprintf("%v %s", typ, text)
+}
+
+func coldInShort(typ wire.Type, payload []byte) (text string, err error) {
+	switch typ {
+	case wire.TypeSubscribed:
+		var f wire.Subscribed
+		err = wire.DecodeCold(payload, &f)
+		text = fmt.Sprint(f.Sub)
+	case wire.TypeUnsubscribed:
+		var f wire.Unsubscribed
+		err = wire.DecodeCold(payload, &f)
+		text = fmt.Sprintf("%d %d/%d/%d", f.Sub, f.Delivered, f.Dropped, f.Discarded)
+	case wire.TypeAwaited:
+		var f wire.Awaited
+		err = wire.DecodeCold(payload, &f)
+		text = fmt.Sprintf("%d by %d", f.Token, f.Subscribers)
+	case wire.TypeError:
+		var f wire.ErrorBody
+		err = wire.DecodeCold(payload, &f)
+		text = fmt.Sprint(f.Code)
+	case wire.TypeGoodbye:
+		var f wire.Goodbye
+		err = wire.DecodeCold(payload, &f)
+		text = fmt.Sprintf("%v %d", f.Code, f.Seq)
+	}
+	return text, err
+}
+
+// The frames that the tests say.
+func subscribe(f wire.Subscribe) []byte { return wire.AppendCold(nil, wire.TypeSubscribe, &f) }
+func publish(topic string, size int) []byte {
+	return wire.AppendPublish(nil, &wire.Publish{Topic: []byte(topic), Body: make([]byte, size)})
+}
+func ping(token uint64) []byte { return wire.AppendPing(nil, token) }
+func credit(sub uint32, bytes uint64) []byte {
+	return wire.AppendCredit(nil, wire.Credit{Sub: sub, Bytes: bytes})
+}
+func unsubscribe(sub uint32, drain bool) []byte {
+	return wire.AppendCold(nil, wire.TypeUnsubscribe, &wire.Unsubscribe{Sub: sub, Drain: drain})
+}
+
 // In the steady state a message costs the broker no allocation, whatever the
 // topics, the number of subscribers and the type of socket.
 func TestRoutingDoesNotAllocate(t *testing.T) {
@@ -97,10 +263,10 @@ func TestRoutingDoesNotAllocate(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRig(t, nil)
-			subscribe := wire.AppendCold(nil, wire.TypeSubscribe, &wire.Subscribe{Sub: 1, Filters: []string{"t/#"}, Policy: c.policy})
+			open := subscribe(wire.Subscribe{Sub: 1, Filters: []string{"t/#"}, Policy: c.policy})
 			var subs []int
 			for range c.subs {
-				subs = append(subs, r.join(c.kind, subscribe))
+				subs = append(subs, r.join(c.kind, open))
 			}
 			p := r.join(c.kind, nil)
 			var batch []byte
@@ -133,12 +299,7 @@ func TestRoutingDoesNotAllocate(t *testing.T) {
 // The time-outs are the loop's decisions: its clock is an argument.
 func TestTimeoutsByTheClock(t *testing.T) {
 	r := newRig(t, nil)
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fds[0])
-	r.loop.Join(fds[1], false)
+	r.connect(unix.SOCK_STREAM) // says nothing
 	other := r.join(unix.SOCK_STREAM, nil)
 	ping := wire.AppendPing(nil, 1)
 	for _, step := range []struct {

@@ -21,30 +21,12 @@ func TestTopicsAgreeWithMatch(t *testing.T) {
 func agree(t *testing.T, rnd *rand.Rand) {
 	var topics broker.Topics
 	filters := map[int][]string{}
-	words := []string{"a", "b", "c", "@s"}
-	name := func(words []string) string {
-		s := words[rnd.IntN(len(words))]
-		for rnd.IntN(3) > 0 {
-			s += "/" + words[rnd.IntN(len(words))]
-		}
-		return s
-	}
-	filter := func() string {
-		f := name(append(words, "+", "+"))
-		switch rnd.IntN(6) {
-		case 0:
-			return "#"
-		case 1:
-			return f + "/#"
-		}
-		return f
-	}
 	for id := range 2000 {
 		switch n := rnd.IntN(10); {
 		case n < 3:
-			fs := []string{filter()}
+			fs := []string{randomFilter(rnd)}
 			for rnd.IntN(3) == 0 {
-				fs = append(fs, filter())
+				fs = append(fs, randomFilter(rnd))
 			}
 			slices.Sort(fs)
 			filters[id] = slices.Compact(fs)
@@ -56,19 +38,13 @@ func agree(t *testing.T, rnd *rand.Rand) {
 				break
 			}
 		default:
-			topic := name(words)
+			topic := randomName(rnd, "a", "b", "c", "@s")
 			got, err := topics.Find([]byte(topic))
 			if err != nil {
 				t.Fatalf("Find(%q): %v", topic, err)
 			}
-			var want []int
-			for k, fs := range filters {
-				if slices.ContainsFunc(fs, func(f string) bool { return wire.Match(f, topic) }) {
-					want = append(want, k)
-				}
-			}
+			want := matching(filters, topic)
 			slices.Sort(got)
-			slices.Sort(want)
 			if !slices.Equal(got, want) {
 				t.Fatalf("Find(%q) = %v, want %v; filters %v", topic, got, want, filters)
 			}
@@ -80,6 +56,37 @@ func agree(t *testing.T, rnd *rand.Rand) {
 	if err := topics.Empty(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// randomName is some of the words as levels.
+func randomName(rnd *rand.Rand, words ...string) string {
+	s := words[rnd.IntN(len(words))]
+	for rnd.IntN(3) > 0 {
+		s += "/" + words[rnd.IntN(len(words))]
+	}
+	return s
+}
+
+func randomFilter(rnd *rand.Rand) string {
+	f := randomName(rnd, "a", "b", "c", "@s", "+", "+")
+	switch rnd.IntN(6) {
+	case 0:
+		return "#"
+	case 1:
+		return f + "/#"
+	}
+	return f
+}
+
+// matching returns those with a filter that matches topic, sorted.
+func matching(filters map[int][]string, topic string) (ids []int) {
+	for k, fs := range filters {
+		if slices.ContainsFunc(fs, func(f string) bool { return wire.Match(f, topic) }) {
+			ids = append(ids, k)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 func TestTopicsCacheIsBounded(t *testing.T) {

@@ -101,64 +101,66 @@ func TestCrash(t *testing.T) {
 // The second connection of a client: what it says, and in which order.
 func TestResend(t *testing.T) {
 	for _, network := range []string{"unixpacket", "unix"} {
-		t.Run(network, func(t *testing.T) {
-			checkGoroutines(t)
-			l := listen(t, network)
-			c, s := l.dial(client.Options{ReconnectMin: time.Millisecond}, &wire.Welcome{Bus: "one", Window: 1 << 20})
-			opened := make(chan wire.Subscribe)
-			go func() { opened <- s.open(0) }()
-			sub := subscribe(t, c, "topic", nil)
-			first := <-opened
-
-			receipts := make(chan client.Receipt)
-			publish(t, c, "topic", "0", "1")
-			s.publish()
-			s.publish()
-			s.ack(1, 1)
-			go func() {
-				r, err := c.PublishWait(testContext(t), "topic", []byte("2"), &client.PublishOptions{RequireSubscriber: true})
-				if err != nil {
-					t.Error(err)
-				}
-				receipts <- r
-			}()
-			s.publish()
-			s.expect(wire.TypePing, nil)
-			s.message(first.Sub, 7, "topic", "seen")
-			want(t, sub, "seen")
-			_ = s.conn.Close()
-
-			s = l.accept()
-			hello := s.greet(&wire.Welcome{Bus: "one", Window: 1 << 20})
-			if hello.Restore != 1 || len(hello.Session) != 16 {
-				t.Errorf("got %+v", hello)
-			}
-			again := s.open(9)
-			if again.Sub != first.Sub || again.Filters[0] != "topic" || again.Credit == first.Credit && first.Credit == 0 {
-				t.Errorf("got %+v after %+v", again, first)
-			}
-			for i := 1; i <= 2; i++ {
-				p, options, _ := s.publish()
-				if string(p.Body) != fmt.Sprint(i) || !options.Redelivered || options.RequireSub != (i == 2) {
-					t.Errorf("want %d, redelivered, got %q with %+v", i, p.Body, options)
-				}
-			}
-			s.expect(wire.TypePing, nil)
-			s.ack(2, 3)
-			if r := <-receipts; r.Subscribers != 3 {
-				t.Errorf("got %+v", r)
-			}
-			publish(t, c, "topic", "new")
-			if p, options, _ := s.publish(); string(p.Body) != "new" || options.Redelivered {
-				t.Errorf("got %q with %+v", p.Body, options)
-			}
-			s.ack(3, 0)
-			if gap := wantGap(t, sub); *gap != (client.Gap{First: 8, Last: 9, Reason: client.ReasonReconnect}) {
-				t.Errorf("got %+v", gap)
-			}
-			flush(t, c)
-		})
+		t.Run(network, func(t *testing.T) { resend(t, network) })
 	}
+}
+
+func resend(t *testing.T, network string) {
+	checkGoroutines(t)
+	l := listen(t, network)
+	c, s := l.dial(client.Options{ReconnectMin: time.Millisecond}, &wire.Welcome{Bus: "one", Window: 1 << 20})
+	opened := make(chan wire.Subscribe)
+	go func() { opened <- s.open(0) }()
+	sub := subscribe(t, c, "topic", nil)
+	first := <-opened
+
+	receipts := make(chan client.Receipt)
+	publish(t, c, "topic", "0", "1")
+	s.publish()
+	s.publish()
+	s.ack(1, 1)
+	go func() {
+		r, err := c.PublishWait(testContext(t), "topic", []byte("2"), &client.PublishOptions{RequireSubscriber: true})
+		if err != nil {
+			t.Error(err)
+		}
+		receipts <- r
+	}()
+	s.publish()
+	s.expect(wire.TypePing, nil)
+	s.message(first.Sub, 7, "topic", "seen")
+	want(t, sub, "seen")
+	_ = s.conn.Close()
+
+	s = l.accept()
+	hello := s.greet(&wire.Welcome{Bus: "one", Window: 1 << 20})
+	if hello.Restore != 1 || len(hello.Session) != 16 {
+		t.Errorf("got %+v", hello)
+	}
+	again := s.open(9)
+	if again.Sub != first.Sub || again.Filters[0] != "topic" || again.Credit == first.Credit && first.Credit == 0 {
+		t.Errorf("got %+v after %+v", again, first)
+	}
+	for i := 1; i <= 2; i++ {
+		p, options, _ := s.publish()
+		if string(p.Body) != fmt.Sprint(i) || !options.Redelivered || options.RequireSub != (i == 2) {
+			t.Errorf("want %d, redelivered, got %q with %+v", i, p.Body, options)
+		}
+	}
+	s.expect(wire.TypePing, nil)
+	s.ack(2, 3)
+	if r := <-receipts; r.Subscribers != 3 {
+		t.Errorf("got %+v", r)
+	}
+	publish(t, c, "topic", "new")
+	if p, options, _ := s.publish(); string(p.Body) != "new" || options.Redelivered {
+		t.Errorf("got %q with %+v", p.Body, options)
+	}
+	s.ack(3, 0)
+	if gap := wantGap(t, sub); *gap != (client.Gap{First: 8, Last: 9, Reason: client.ReasonReconnect}) {
+		t.Errorf("got %+v", gap)
+	}
+	flush(t, c)
 }
 
 // A smaller window holds for what is sent again, and new messages wait behind it.

@@ -59,19 +59,30 @@ func TestAlike(t *testing.T) {
 			if !bytes.Equal(got, want) {
 				t.Error("Restamp and AppendMessage differ")
 			}
-			if _, n, _ := wire.Restamp(nil, c.frame[:len(c.frame)-1], head, like, 1, 1<<20); n != 0 {
-				t.Error("a frame that is not whole was taken")
-			}
-			long := bytes.Clone(c.frame)
-			long[0]++
-			if _, n, _ := wire.Restamp(nil, append(long, 0), head, like, 1, 1<<20); n != 0 {
-				t.Error("a frame with a byte too many was taken")
-			}
+			refuseDamaged(t, c.frame, head, like)
 			if _, _, frames := wire.Restamp(nil, more, head, like, 1, 1); c.alike && frames != 1 {
 				t.Errorf("took %d frames, with a limit of 1 byte", frames)
 			}
 		})
 	}
+}
+
+// refuseDamaged checks that a frame cut short, or too long, is not taken.
+func refuseDamaged(t *testing.T, frame, head, like []byte) {
+	t.Helper()
+	if _, n, _ := wire.Restamp(nil, frame[:len(frame)-1], head, like, 1, 1<<20); n != 0 {
+		t.Error("a frame that is not whole was taken")
+	}
+	long := bytes.Clone(frame)
+	long[0]++
+	if _, n, _ := wire.Restamp(nil, append(long, 0), head, like, 1, 1<<20); n != 0 {
+		t.Error("a frame with a byte too many was taken")
+	}
+}
+
+// BodyOffset is right at each size where the body's header changes, and PublishHead
+// leaves headers to the full way.
+func TestBodyOffset(t *testing.T) {
 	for _, body := range []int{0, 255, 256, 65535, 65536} {
 		m := wire.Message{Topic: []byte("a"), Body: make([]byte, body)}
 		frame := wire.AppendMessage(nil, &m)
@@ -80,7 +91,7 @@ func TestAlike(t *testing.T) {
 			t.Errorf("BodyOffset is wrong for a body of %d bytes", body)
 		}
 	}
-	if _, _, ok := wire.PublishHead(framePublish("a", headers, nil)[wire.HeaderSize:]); ok {
+	if _, _, ok := wire.PublishHead(framePublish("a", wire.AppendHeaders(nil, map[string]string{"k": "v"}), nil)[wire.HeaderSize:]); ok {
 		t.Error("a head with headers was taken for plain")
 	}
 }
