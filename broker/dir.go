@@ -150,11 +150,11 @@ func (d *Dir) takeLock() error {
 	}
 	d.lock = f
 	if err := f.Truncate(0); err != nil {
-		return fmt.Errorf("broker: lock: %w", err)
+		return fmt.Errorf("broker: lock %s: %w: is it a plain file?", name, err)
 	}
-	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0); err != nil {
-		return fmt.Errorf("broker: lock: %w", err)
-	}
+	// Who holds it is for people only: a full disk does not keep a broker from
+	// serving.
+	_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	return nil
 }
 

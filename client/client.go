@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"io"
 	"net"
 	"sync"
 
@@ -98,6 +99,9 @@ func NewClient(ctx context.Context, conn *net.UnixConn, opts *Options) (*Client,
 	ctx, cancel := withDialTimeout(ctx)
 	defer cancel()
 	cn, err := c.greet(ctx, conn, "")
+	if errors.Is(err, io.EOF) {
+		return nil, disconnected(err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -156,9 +156,12 @@ func (s *Subscription) startDrain() {
 		return // it ends already
 	}
 	s.state = draining
-	if !c.connected() {
+	if c.conn == nil {
 		c.retire(s, s.missed(), ErrDrained)
 		return
+	}
+	if !c.connected() {
+		return // readLoop still runs: when it ends, lost does the rest
 	}
 	if s.request.Credit > 0 {
 		c.out.pending.frames = wire.AppendCredit(c.out.pending.frames, wire.Credit{Sub: s.request.Sub, Bytes: everything})
@@ -182,6 +185,8 @@ func (s *Subscription) Close() error {
 	defer c.mu.Unlock()
 	switch {
 	case s.state == closing || s.state == ended:
+	case s.state == draining && c.conn != nil:
+		s.state = closing // the broker has been asked already; what comes is thrown away
 	case !c.connected():
 		c.retire(s, nil, ErrClosed)
 	default:

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -88,14 +89,17 @@ func (p *publishing) check() error {
 	if p.waitSubs < 0 {
 		return usagef("--wait-subs %d: it must be 0 or more", p.waitSubs)
 	}
+	if p.timeout < 0 {
+		return usagef("--timeout %v: it must be 0 or more", p.timeout)
+	}
 	if err := wire.CheckTopic(p.topic); err != nil {
 		return &usageError{err}
 	}
 	p.opts.RequireSubscriber = p.requireSub
 	for _, header := range p.headers {
 		key, value, ok := strings.Cut(header, "=")
-		if !ok || key == "" {
-			return usagef("--header %q: write it as KEY=VALUE", header)
+		if !ok || key == "" || !utf8.ValidString(header) {
+			return usagef("--header %q: write it as KEY=VALUE, in UTF-8", header)
 		}
 		if p.opts.Headers == nil {
 			p.opts.Headers = make(map[string]string)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/postbus/postbus/broker"
+	"github.com/postbus/postbus/client"
 	"github.com/postbus/postbus/wire"
 )
 
@@ -100,11 +101,8 @@ func (s *serving) run(ctx context.Context) error {
 		return err
 	}
 	defer b.Close()
-	dir, err := broker.OpenDir(s.busDir(), dirOpts)
-	if errors.Is(err, broker.ErrInUse) && s.autostart {
-		return nil // the race to start one was lost: the other one serves
-	}
-	if err != nil {
+	dir, err := s.open(ctx, dirOpts)
+	if dir == nil {
 		return err
 	}
 	served := make(chan error, 1)
@@ -122,6 +120,43 @@ func (s *serving) run(ctx context.Context) error {
 	}
 	log.Info("stopped", "dir", dir.Path())
 	return nil
+}
+
+// leaveTime is how long an autostarted broker waits for one that has the lock and
+// does not answer, which is on its way out.
+const leaveTime = 5 * time.Second
+
+// open takes the bus directory. An autostarted broker that finds another one serving
+// has lost the race to start: it returns neither a directory nor an error.
+func (s *serving) open(ctx context.Context, opts *broker.DirOptions) (*broker.Dir, error) {
+	for until := time.Now().Add(leaveTime); ; {
+		dir, err := broker.OpenDir(s.busDir(), opts)
+		switch {
+		case !s.autostart || !errors.Is(err, broker.ErrInUse):
+			return dir, err
+		case answers(ctx, s.busDir()):
+			return nil, nil
+		case time.Now().After(until):
+			return nil, fmt.Errorf("%w, but nothing answers there: its sockets are gone; end that process", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// answers reports whether a broker serves the bus directory dir.
+func answers(ctx context.Context, dir string) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	c, err := client.Dial(ctx, &client.Options{Address: dir, NoReconnect: true})
+	if err != nil {
+		return false
+	}
+	_ = c.Close()
+	return true
 }
 
 // untilEnd waits for the broker's end and returns why it ended: nil when it was
@@ -200,8 +235,11 @@ func (s *serving) options() (*broker.Options, *broker.DirOptions, error) {
 	if s.bufferMessages < 0 || s.maxConnections < 0 {
 		return nil, nil, errors.New("--buffer-messages and --max-connections must be above 0")
 	}
+	if s.idleExit < 0 {
+		return nil, nil, fmt.Errorf("--idle-exit %v: it must be 0 or more", s.idleExit)
+	}
 	mode, err := strconv.ParseUint(s.mode, 8, 32)
-	if err != nil || mode&^0o777 != 0 {
+	if err != nil || mode&^0o777 != 0 || mode == 0 {
 		return nil, nil, fmt.Errorf("--mode %q: write the mode in octal, such as 0660", s.mode)
 	}
 	group, err := groupID(s.group)

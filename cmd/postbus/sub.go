@@ -123,6 +123,9 @@ func newSubscriber(f *subFlags, filters []string, formatGiven bool) (*subscriber
 	if f.count < 0 {
 		return nil, fmt.Errorf("-n %d: it must be above 0", f.count)
 	}
+	if f.timeout < 0 || f.idle < 0 {
+		return nil, fmt.Errorf("--timeout %v, --idle %v: they must be 0 or more", f.timeout, f.idle)
+	}
 	var err error
 	if s.policy, err = wire.ParsePolicy(f.policy); err != nil {
 		return nil, err
