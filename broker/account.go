@@ -5,7 +5,6 @@ type account struct {
 	connections int
 	buffered    int // bytes: subscriptions, frames not complete, answers not read
 	awaits      int // open
-	unacked     int // bytes of publishes whose verdict is held back
 }
 
 // charge adds to what p's connection and uid are charged, in bytes; less when

@@ -171,7 +171,6 @@ func (l *loop) close(p *peer, why string) {
 	l.forgetAwaits(p)
 	p.forgetHolds()
 	p.in, p.out, p.active, p.verdicts, p.judged, p.awaited = nil, nil, nil, nil, 0, 0
-	p.account.unacked -= p.unacked
 	p.recharge()
 	p.account.connections--
 	if p.account.connections == 0 {

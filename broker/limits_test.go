@@ -203,9 +203,6 @@ func TestWideSubscriptionsAreCheap(t *testing.T) {
 // A broker that is set to messages of 64 MiB takes one.
 func TestLargestMessage(t *testing.T) {
 	brokertest.EachTransport(t, func(t *testing.T, network string) {
-		if broker.RaceEnabled && network == "unix" {
-			t.Skip("one is enough, so slow")
-		}
 		bus := brokertest.Start(t, &broker.Options{MaxMessage: wire.LargestMaxMessage})
 		s, p := greet(t, bus, network), greet(t, bus, network)
 		s.subscribe(wire.Subscribe{Sub: 1, Filters: []string{"#"}})

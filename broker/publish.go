@@ -81,7 +81,6 @@ func (l *loop) publish(p *peer, payload []byte) error {
 	size := wire.HeaderSize + len(payload)
 	p.published++
 	p.unacked += size
-	p.account.unacked += size
 	r := p.route
 	if r == nil || r.dead || r.version != l.topics.version || r.topic != string(m.Topic) {
 		var err error
@@ -148,7 +147,6 @@ func (l *loop) publishAlike(p *peer, first, rest []byte) int {
 		l.stats.Published += l.seq - from
 		p.published += l.seq - from
 		p.unacked += n
-		p.account.unacked += n
 		l.accept(p, n, r.subs)
 	}
 	return n
@@ -290,7 +288,6 @@ func (l *loop) sendVerdicts(p *peer, now bool) {
 			p.out = wire.AppendAck(p.out, wire.Ack{UpTo: v.upto, Subscribers: v.subs})
 		}
 		p.unacked -= v.bytes
-		p.account.unacked -= v.bytes
 		p.judged -= v.cost()
 		n++
 	}
