@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bytes"
 	"fmt"
 	"strings"
 	"unicode/utf8"
@@ -133,6 +132,3 @@ func Match(filter, topic string) bool {
 		filter, topic = frest, trest
 	}
 }
-
-// IsOwn reports whether a topic is the broker's own: "@" is its first byte.
-func IsOwn(topic []byte) bool { return bytes.HasPrefix(topic, []byte("@")) }

@@ -175,14 +175,6 @@ func wantCode(t *testing.T, err error, code wire.Code) {
 	}
 }
 
-func TestIsOwn(t *testing.T) {
-	for topic, want := range map[string]bool{"@": true, "@sys/a": true, "a/@sys": false, "": false} {
-		if got := wire.IsOwn([]byte(topic)); got != want {
-			t.Errorf("IsOwn(%q) = %v", topic, got)
-		}
-	}
-}
-
 // naiveMatch is section 4.7 said as plainly as possible.
 func naiveMatch(filter, topic string) bool {
 	first := strings.Split(filter, "/")[0]
