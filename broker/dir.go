@@ -164,17 +164,8 @@ func (d *Dir) listen(a wire.Address, o DirOptions) error {
 	if err := d.removeSocket(a); err != nil {
 		return err
 	}
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		// The mode of the inode at bind is the file's (unix(7) is silent; see
-		// unix_bind_bsd in the kernel), less the umask.
-		if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); cerr != nil {
-			return cerr
-		}
-		return err
-	}}
 	return wire.WithShortPath(a.Path, func(short string) error {
-		l, err := lc.Listen(context.Background(), a.Network, short)
+		l, err := private.Listen(context.Background(), a.Network, short)
 		if err != nil {
 			return fmt.Errorf("broker: listen: %w", err)
 		}
@@ -197,6 +188,17 @@ func (d *Dir) listen(a wire.Address, o DirOptions) error {
 		return nil
 	})
 }
+
+// private makes sockets whose file is born with mode 0600.
+var private = net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+	var err error
+	// The mode of the inode at bind is the file's (unix(7) is silent; see
+	// unix_bind_bsd in the kernel), less the umask.
+	if cerr := c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }); cerr != nil {
+		return cerr
+	}
+	return err
+}}
 
 // removeSocket takes away a dead broker's socket file, and nothing else. A refused
 // connection proves nothing (see takeLock); one that succeeds proves that a broker

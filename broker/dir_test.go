@@ -155,3 +155,23 @@ func TestLongPath(t *testing.T) {
 		}
 	}
 }
+
+// A socket is never open to more than its final mode allows, not even before that is
+// set: it is born for its owner only, whatever the umask.
+func TestSocketsAreBornPrivate(t *testing.T) {
+	defer syscall.Umask(syscall.Umask(0))
+	for _, a := range wire.DirAddresses(t.TempDir()) {
+		l, err := broker.Private.Listen(t.Context(), a.Network, a.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		fi, err := os.Lstat(a.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fi.Mode().Perm(); got != 0o600 {
+			t.Errorf("%s is born with mode %o", a.Path, got)
+		}
+	}
+}

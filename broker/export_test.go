@@ -196,3 +196,6 @@ func Trace(tr *Tracer) (stop func()) {
 	}
 	return func() { handlers = plain }
 }
+
+// Private is how the sockets of a bus directory are made.
+var Private = private
