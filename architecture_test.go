@@ -15,6 +15,8 @@ const module = "github.com/postbus/postbus"
 var allowed = map[string]struct{ ours, others []string }{
 	"":                           {},
 	"wire":                       {nil, []string{"github.com/vmihailenco/msgpack/v5", "golang.org/x/sys/unix"}},
+	"store":                      {nil, []string{"golang.org/x/sys/unix"}},
+	"store/storetest":            {[]string{"store"}, []string{"*"}},
 	"broker":                     {[]string{"wire"}, []string{"github.com/hashicorp/go-hclog", "github.com/vmihailenco/msgpack/v5", "golang.org/x/sys/unix"}},
 	"broker/brokertest":          {[]string{"broker", "wire"}, nil},
 	"client":                     {[]string{"wire"}, []string{"github.com/hashicorp/go-hclog", "golang.org/x/sys/unix"}},
