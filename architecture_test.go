@@ -17,10 +17,11 @@ var allowed = map[string]struct{ ours, others []string }{
 	"wire":                       {nil, []string{"github.com/vmihailenco/msgpack/v5", "golang.org/x/sys/unix"}},
 	"store":                      {nil, []string{"golang.org/x/sys/unix"}},
 	"store/storetest":            {[]string{"store"}, []string{"*"}},
-	"broker":                     {[]string{"wire"}, []string{"github.com/hashicorp/go-hclog", "github.com/vmihailenco/msgpack/v5", "golang.org/x/sys/unix"}},
+	"broker":                     {[]string{"wire", "store", "broker/internal/queue"}, []string{"github.com/hashicorp/go-hclog", "github.com/vmihailenco/msgpack/v5", "golang.org/x/sys/unix"}},
+	"broker/internal/queue":      {nil, nil},
 	"broker/brokertest":          {[]string{"broker", "wire"}, nil},
 	"client":                     {[]string{"wire"}, []string{"github.com/hashicorp/go-hclog", "golang.org/x/sys/unix"}},
-	"cmd/postbus":                {[]string{"broker", "client", "wire", "cmd/postbus/internal/bench"}, []string{"*"}},
+	"cmd/postbus":                {[]string{"broker", "client", "store", "wire", "cmd/postbus/internal/bench"}, []string{"*"}},
 	"cmd/postbus/internal/bench": {[]string{"broker", "client", "wire"}, []string{"*"}},
 	"examples/pubsub":            {[]string{"client"}, nil},
 }

@@ -16,7 +16,7 @@ func (p *peer) charge(bytes int) {
 
 // recharge charges for what p's own buffers take now.
 func (p *peer) recharge() {
-	now := cap(p.in) + cap(p.out) + p.judged + p.awaited
+	now := cap(p.in) + cap(p.out) + p.judged + p.awaited + p.parkedBytes
 	p.charge(now - p.held)
 	p.held = now
 }

@@ -59,7 +59,7 @@ func newBroker(opts *Options) (*Broker, error) {
 	}
 	b := &Broker{done: make(chan struct{})}
 	l := &loop{
-		opts: o, log: o.Logger, bus: newBus(), posted: b.takePosts, doors: make(map[int]door), account: make(map[uint32]*account),
+		opts: o, log: o.Logger, bus: newBus(), posted: b.takePosts, doors: make(map[int]door), account: make(map[uint32]*account), queues: make(map[string]*workQueue),
 		readBuf: make([]byte, readSize+2*wire.DefaultMaxPacket), frameLimit: wire.FrameLimit(o.MaxMessage), now: time.Now(),
 		redelivered: wire.AppendOptions(nil, &wire.MessageInfo{Redelivered: true}),
 	}
@@ -79,7 +79,13 @@ func newBroker(opts *Options) (*Broker, error) {
 	if o.IdleExit > 0 {
 		l.idleAt = l.now.Add(o.IdleExit)
 	}
-	b.loop = l
+	b.loop, l.broker = l, b
+	l.stamp = l.now.UnixNano()
+	if err := l.openQueues(); err != nil {
+		unix.Close(l.epoll)
+		unix.Close(l.wake)
+		return nil, err
+	}
 	return b, nil
 }
 
@@ -104,10 +110,10 @@ func (b *Broker) run() {
 	}
 	b.mu.Lock()
 	b.ended, b.err = true, l.err
-	l.stop()
 	left := b.posts
 	b.posts = nil
 	b.mu.Unlock()
+	l.stop()
 	for _, do := range left {
 		do(l) // so that nobody waits for an answer; whatever it opens it closes, for l.err is set
 	}
@@ -124,6 +130,7 @@ func (l *loop) stop() {
 			l.close(p, "the broker stops")
 		}
 	}
+	l.stopQueues()
 	unix.Close(l.wake)
 	unix.Close(l.epoll)
 }

@@ -1,9 +1,9 @@
 package broker
 
 import (
-	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/postbus/postbus/wire"
 )
@@ -21,14 +21,18 @@ var handlers = [wire.NumTypes]handler{
 	wire.TypeGoodbye:     (*loop).goodbye,
 	wire.TypeCredit:      (*loop).addCredit,
 	wire.TypeAwait:       (*loop).await,
+	wire.TypeQueue:       (*loop).queueRequest,
+	wire.TypeConsume:     (*loop).consume,
+	wire.TypeSettle:      (*loop).settle,
 }
 
 // Bounds of what one frame may ask for.
 const (
-	maxFilters    = 64   // of a subscription
-	maxAwaits     = 64   // open on a connection
-	maxUserAwaits = 1024 // open on all connections of a uid
-	maxName       = 64   // bytes of a client's name
+	maxFilters    = 64      // of a subscription
+	maxAwaits     = 64      // open on a connection
+	maxUserAwaits = 1024    // open on all connections of a uid
+	maxName       = 64      // bytes of a client's name
+	maxText       = 8 << 10 // bytes of an ERROR's text
 
 	// subscriptionCost is about what a filter takes besides its nodes, in bytes.
 	subscriptionCost = 300
@@ -61,7 +65,7 @@ func (l *loop) hello(p *peer, payload []byte) error {
 	p.session, p.restore = string(h.Session[:min(len(h.Session), sessionSize)]), h.Restore
 	p.open = true
 	p.out = wire.AppendCold(p.out, wire.TypeWelcome, &wire.Welcome{
-		Version: wire.Version, Features: []string{}, MaxPacket: p.maxPacket, MaxMessage: l.opts.MaxMessage,
+		Version: wire.Version, Features: features(h.Features), MaxPacket: p.maxPacket, MaxMessage: l.opts.MaxMessage,
 		Window: l.opts.Window, Bus: l.bus, Broker: l.opts.Version,
 		UID: p.cred.UID, GID: p.cred.GID, PID: p.cred.PID,
 	})
@@ -70,13 +74,18 @@ func (l *loop) hello(p *peer, payload []byte) error {
 	return nil
 }
 
+// features returns those of the client's that the broker has too.
+func features(wanted []string) []string {
+	if slices.Contains(wanted, wire.FeatureQueues) {
+		return []string{wire.FeatureQueues}
+	}
+	return []string{}
+}
+
 // refuseRequest answers a request that cannot be granted.
 func (l *loop) refuseRequest(p *peer, err error, body wire.ErrorBody) {
-	var e *wire.Error
-	if !errors.As(err, &e) {
-		e = &wire.Error{Code: wire.CodeInternal, Text: err.Error()}
-	}
-	body.Code, body.Text = e.Code, e.Text
+	e := asError(err)
+	body.Code, body.Text = e.Code, strings.ToValidUTF8(e.Text[:min(len(e.Text), maxText)], "")
 	p.out = wire.AppendCold(p.out, wire.TypeError, &body)
 	l.touch(p)
 }
@@ -112,11 +121,11 @@ func (l *loop) newSubscription(p *peer, f *wire.Subscribe) (*subscription, error
 	switch {
 	case f.Sub == 0:
 		return nil, &wire.Error{Code: wire.CodeBadOption, Text: "subscription 0: numbers begin at 1"}
-	case p.subs[f.Sub] != nil:
+	case p.subs[f.Sub] != nil || p.consumers[f.Sub] != nil:
 		return nil, &wire.Error{Code: wire.CodeExists, Text: fmt.Sprintf("subscription %d is open on this connection already", f.Sub)}
-	case len(p.subs) >= l.opts.MaxSubscriptions:
+	case len(p.subs)+len(p.consumers) >= l.opts.MaxSubscriptions:
 		return nil, &wire.Error{Code: wire.CodeLimit, Text: fmt.Sprintf(
-			"the connection has %d subscriptions, its limit: close some, or give one several filters", l.opts.MaxSubscriptions)}
+			"the connection has %d subscriptions and consumers, its limit: close some, or give one several filters", l.opts.MaxSubscriptions)}
 	case len(f.Filters) == 0 || len(f.Filters) > maxFilters:
 		return nil, &wire.Error{Code: wire.CodeBadFilter, Text: fmt.Sprintf(
 			"subscription %d has %d filters: 1 to %d are possible", f.Sub, len(f.Filters), maxFilters)}
@@ -160,6 +169,10 @@ func (l *loop) unsubscribe(p *peer, payload []byte) error {
 	var f wire.Unsubscribe
 	if err := wire.DecodeCold(payload, &f); err != nil {
 		return err
+	}
+	if c := p.consumers[f.Sub]; c != nil {
+		l.unconsume(c, f.Drain)
+		return nil
 	}
 	s := p.subs[f.Sub]
 	if s == nil || s.draining {
@@ -217,6 +230,7 @@ func (l *loop) ping(p *peer, payload []byte) error {
 	if err != nil {
 		return err
 	}
+	p.hasty = p.pending > 0
 	l.sendVerdicts(p, true)
 	p.out = wire.AppendPong(p.out, token)
 	l.touch(p)
@@ -232,6 +246,8 @@ func (l *loop) goodbye(p *peer, payload []byte) error {
 	for _, s := range p.subs {
 		l.closeSub(s)
 	}
+	l.closeConsumers(p)
+	p.hasty = p.pending > 0
 	l.sendVerdicts(p, true)
 	l.touch(p)
 	return nil

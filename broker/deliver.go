@@ -47,6 +47,7 @@ func (l *loop) flush(p *peer) {
 	}
 	if !p.stalled {
 		l.goOn(p)
+		l.quench(p)
 	}
 	p.recharge()
 	if len(p.out) > maxAnswers && !l.room(p, 0) {
@@ -168,6 +169,10 @@ func (l *loop) sendSpan(p *peer, sp span) int {
 // writeGathered writes what is committed and then what the subscriptions have,
 // put together in a buffer of the loop's.
 func (l *loop) writeGathered(p *peer) {
+	if len(p.active) == 0 {
+		l.writeOut(p)
+		return
+	}
 	if len(p.out) >= gatherSize { // the rest of a large message: it is not moved about
 		n := p.send(p.out)
 		if p.out = p.out[n:]; len(p.out) > 0 {
@@ -194,6 +199,40 @@ func (l *loop) writeGathered(p *peer) {
 	}
 	if cap(l.scratch) > 4*gatherSize {
 		l.scratch = nil // after a very large message
+	}
+}
+
+// writeOut writes what is committed, where nothing else is to be sent.
+func (l *loop) writeOut(p *peer) {
+	if len(p.out) > 0 {
+		n := p.send(p.out)
+		if n < len(p.out) {
+			p.out = p.out[n:]
+			l.stall(p)
+			return
+		}
+	}
+	if cap(p.out) > keptOutput {
+		l.outputs.put(p.out)
+		p.out = nil
+		return
+	}
+	p.out = p.out[:0]
+}
+
+// outputs keeps some buffers for what is committed to connections.
+type outputs struct{ spare [][]byte }
+
+const (
+	outputSize = thirstAt + thirstAt/4 // bytes: what a consumer gets at a time, and one message more
+	maxOutputs = 16
+)
+
+func (o *outputs) get() []byte { return pop(&o.spare, outputSize) }
+
+func (o *outputs) put(buf []byte) {
+	if cap(buf) >= outputSize && cap(buf) <= 4*outputSize && len(o.spare) < maxOutputs {
+		o.spare = append(o.spare, buf[:0])
 	}
 }
 
@@ -337,6 +376,7 @@ func (l *loop) mute(p *peer) {
 	for _, s := range p.subs {
 		l.closeSub(s)
 	}
+	l.closeConsumers(p)
 	p.out, p.active, p.stalled = nil, nil, false
 	l.watch(p)
 }

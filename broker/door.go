@@ -128,6 +128,7 @@ func (l *loop) end(p *peer, code wire.Code, text string) {
 	for _, s := range p.subs {
 		l.closeSub(s)
 	}
+	l.closeConsumers(p)
 	p.active = nil
 	l.forgetAwaits(p)
 	l.sendVerdicts(p, true)
@@ -166,11 +167,12 @@ func (l *loop) close(p *peer, why string) {
 	for _, s := range p.subs {
 		l.closeSub(s)
 	}
+	l.closeConsumers(p)
 	p.closed = true
 	l.goOn(p)
 	l.forgetAwaits(p)
 	p.forgetHolds()
-	p.in, p.out, p.active, p.verdicts, p.judged, p.awaited = nil, nil, nil, nil, 0, 0
+	p.in, p.out, p.active, p.verdicts, p.judged, p.awaited, p.parkedBytes = nil, nil, nil, nil, 0, 0, 0
 	p.recharge()
 	p.account.connections--
 	if p.account.connections == 0 {

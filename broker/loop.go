@@ -2,6 +2,7 @@ package broker
 
 import (
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -42,17 +43,21 @@ type loop struct {
 	nextMark int    // where the next mark is due
 	scratch  []byte
 	spare    spareChunks
+	outputs  outputs
 
-	dirty    []*peer // to be written to
-	flushing []*peer
-	acks     []*peer // with verdicts not sent
-	resumed  []*peer // to be read again
-	feeders  []*peer // that published to a block subscription this turn
-	yielding []*peer // that are not read for a moment, the longest first
-	ended    []*peer // to be closed at the end of the turn
-	ready    []int   // doors to accept at
-	awaits   []await
-	awaiting bool // subscriptions came that may answer some
+	dirty             []*peer // to be written to
+	flushing          []*peer
+	acks              []*peer      // with verdicts not sent
+	resumed           []*peer      // to be read again
+	unkept            []*workQueue // with a commit gathered
+	stirred           []*workQueue // that may have something to deliver
+	keeping, stirring []*workQueue // memory of the two
+	feeders           []*peer      // that published to a block subscription this turn
+	yielding          []*peer      // that are not read for a moment, the longest first
+	ended             []*peer      // to be closed at the end of the turn
+	ready             []int        // doors to accept at
+	awaits            []await
+	awaiting          bool // subscriptions came that may answer some
 
 	sweepAt    time.Time // when time-outs are next looked at; zero: none run
 	idleAt     time.Time // when IdleExit is over; zero: somebody is there
@@ -63,6 +68,19 @@ type loop struct {
 	restart    *restart // what an orderly stop leaves behind
 	draining   bool
 	err        error // why the loop ends; nil while it runs
+
+	broker    *Broker
+	queues    map[string]*workQueue
+	batch     uint64 // of commits: how many were handed to stores
+	memory    int64  // bytes that the queues of level memory hold
+	queuesAt  int64  // when a queue's clock is next looked at, ns since 1970; 0: none runs
+	record    record // the one being looked at
+	recordBuf []byte
+	seqs      []uint64  // scratch
+	spinUntil time.Time // see wait
+	handed    bool      // a store's goroutine was given something to do this turn
+	told      []event   // what happened to queues, to be published
+	tired     []*peer   // that are read again in the next turn
 
 	frameLimit  int
 	redelivered []byte // the info map that says so
@@ -87,12 +105,13 @@ const (
 // turnOnce waits for something to happen and does all of it: read what is ready,
 // route it, write it, look at the clock.
 func (l *loop) turnOnce(clock func() time.Time) error {
-	n, err := unix.EpollWait(l.epoll, l.events[:], l.patience(clock()))
+	n, err := l.wait(clock)
 	if err != nil && err != unix.EINTR {
 		return fmt.Errorf("broker: epoll_wait: %w", err)
 	}
 	l.now = clock()
 	l.stamp = l.now.UnixNano()
+	l.rested()
 	for i := range max(n, 0) {
 		l.event(&l.events[i])
 	}
@@ -101,7 +120,31 @@ func (l *loop) turnOnce(clock func() time.Time) error {
 		l.runPosted()
 	}
 	l.finishTurn()
+	if l.handed {
+		// On this processor, which the loop does not need now: to wake another one would
+		// take as long as many a disk.
+		l.handed = false
+		runtime.Gosched()
+	}
 	return nil
+}
+
+// wait waits for something to happen. Where one or two clients wait for a disk that is
+// about as quick as a wake-up (40 µs and more to another processor), it looks for the
+// disk's answer without going to sleep.
+func (l *loop) wait(clock func() time.Time) (int, error) {
+	for !l.spinUntil.IsZero() {
+		n, err := unix.EpollWait(l.epoll, l.events[:], 0)
+		if n != 0 || err != nil {
+			l.spinUntil = time.Time{}
+			return n, err
+		}
+		if !clock().Before(l.spinUntil) {
+			l.spinUntil = time.Time{}
+		}
+		runtime.Gosched()
+	}
+	return unix.EpollWait(l.epoll, l.events[:], l.patience(clock()))
 }
 
 // finishTurn does what follows from the frames read, and what is due by the clock.
@@ -119,9 +162,12 @@ func (l *loop) finishTurn() {
 func (l *loop) settleDown() {
 	for {
 		l.answerAwaits()
+		l.keep()
+		l.deliverQueues()
+		l.publishTold()
 		l.acknowledge()
 		l.deliver()
-		if len(l.resumed) == 0 && len(l.ended) == 0 {
+		if len(l.resumed) == 0 && len(l.ended) == 0 && len(l.unkept) == 0 && len(l.stirred) == 0 && len(l.told) == 0 {
 			return
 		}
 		l.readAgain()
@@ -180,8 +226,8 @@ func (l *loop) acknowledge() {
 		if p.closed {
 			continue
 		}
-		l.sendVerdicts(p, !l.now.Before(p.ackDue))
-		if len(p.verdicts) > 0 && (len(p.heldBy) == 0 || p.verdicts[0].upto <= p.frozen) {
+		l.sendVerdicts(p, p.hasty || !l.now.Before(p.ackDue))
+		if len(p.verdicts) > 0 && p.due(&p.verdicts[0]) {
 			kept = append(kept, p)
 		} else {
 			p.ackListed = false
@@ -197,6 +243,20 @@ func (l *loop) resume(p *peer) {
 		p.resuming = true
 		l.resumed = append(l.resumed, p)
 	}
+}
+
+// maxToil is how many messages of queues the frames of one connection may go through in
+// a turn, but for the last of them.
+const maxToil = 20_000
+
+// rested lets those be read again that had the loop work much in the turn before.
+func (l *loop) rested() {
+	for _, p := range l.tired {
+		p.toil = 0
+		l.resume(p)
+	}
+	clear(l.tired)
+	l.tired = l.tired[:0]
 }
 
 // readAgain handles what resumed peers had in hand when they were paused.
@@ -219,7 +279,7 @@ func (l *loop) readAgain() {
 // patience is how long epoll may wait, in milliseconds: until the next thing that
 // is due by the clock.
 func (l *loop) patience(now time.Time) int {
-	if len(l.ready) > 0 || len(l.ended) > 0 || len(l.resumed) > 0 || len(l.dirty) > 0 {
+	if len(l.tired) > 0 || len(l.ready) > 0 || len(l.ended) > 0 || len(l.resumed) > 0 || len(l.dirty) > 0 {
 		return 0
 	}
 	next := time.Time{}
@@ -233,6 +293,9 @@ func (l *loop) patience(now time.Time) int {
 	due(l.knockAt)
 	due(l.settleAt)
 	due(l.drainUntil)
+	if l.queuesAt != 0 {
+		due(time.Unix(0, l.queuesAt))
+	}
 	if len(l.acks) > 0 {
 		due(l.acks[0].ackDue)
 	}
@@ -255,6 +318,9 @@ func (l *loop) expire() {
 	if l.over(l.sweepAt) {
 		l.sweep()
 	}
+	if l.queuesAt != 0 && l.stamp >= l.queuesAt {
+		l.tickQueues()
+	}
 	if l.over(l.knockAt) {
 		l.knockAt = time.Time{}
 		l.openDoors()
@@ -262,7 +328,7 @@ func (l *loop) expire() {
 	if l.over(l.settleAt) {
 		l.settled("time is over")
 	}
-	if l.over(l.idleAt) && l.count == 0 && len(l.ready) == 0 {
+	if l.over(l.idleAt) && l.count == 0 && len(l.ready) == 0 && l.memory == 0 {
 		l.err = ErrIdle
 	}
 }

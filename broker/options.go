@@ -2,6 +2,7 @@ package broker
 
 import (
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -38,6 +39,17 @@ type Options struct {
 
 	// MaxSubscriptions bounds the subscriptions of one connection. 0 means 4,096.
 	MaxSubscriptions int
+
+	// StateDir is where the queues of level kernel and disk are kept; it is made if it
+	// is not there. "" means that there are none.
+	StateDir string
+
+	// MaxQueues bounds the queues. 0 means 1,024.
+	MaxQueues int
+
+	// MaxQueueMemory bounds what all queues of level memory hold together, in bytes. 0
+	// means 1 GiB.
+	MaxQueueMemory int64
 
 	// HelloTimeout is how long a connection may take until its HELLO, FrameTimeout
 	// how long a frame may stay incomplete, and StallTimeout how long a client may
@@ -94,6 +106,12 @@ func (o *Options) withDefaults() (Options, error) {
 	size(&c.MaxConnections, 10000)
 	size(&c.MaxUserConnections, 8000)
 	size(&c.MaxSubscriptions, 4096)
+	size(&c.MaxQueues, 1024)
+	if c.MaxQueueMemory == 0 {
+		c.MaxQueueMemory = 1 << 30
+	} else if c.MaxQueueMemory < 0 {
+		c.MaxQueueMemory = math.MaxInt64
+	}
 	span := func(v *time.Duration, def time.Duration) {
 		if *v == 0 {
 			*v = def

@@ -65,6 +65,7 @@ type peer struct {
 	yielders []yielder // publishers that yield to it
 
 	publisher
+	consuming
 }
 
 // lookUp reads from the kernel who is at the other end of fd.
@@ -128,7 +129,7 @@ func (p *peer) failed(err error) {
 
 // quiet reports whether nothing waits to be sent.
 func (p *peer) quiet() bool {
-	if len(p.out) > 0 || len(p.active) > 0 {
+	if len(p.out) > 0 || len(p.active) > 0 || p.pending > 0 || len(p.settlements) > 0 {
 		return false
 	}
 	for _, s := range p.subs {
@@ -146,10 +147,17 @@ func (l *loop) mustPause(p *peer, t wire.Type) bool {
 	if len(p.out) > maxAnswers {
 		return true
 	}
+	if p.toil > maxToil {
+		if !p.paused {
+			l.tired = append(l.tired, p)
+		}
+		return true
+	}
 	if t != wire.TypePublish {
 		return false
 	}
-	return len(p.heldBy) > 0 && (p.unacked > l.opts.Window || p.patient && len(p.subs) == 0) || l.settling != nil
+	over := p.unacked > l.opts.Window
+	return len(p.heldBy) > 0 && (over || p.patient && len(p.subs) == 0) || p.pending > 0 && over || l.settling != nil
 }
 
 const (
@@ -338,7 +346,7 @@ func (p *peer) finished() bool {
 	case p.broken:
 		return p.eof
 	case p.leaving:
-		return len(p.out) == 0
+		return len(p.out) == 0 && p.pending == 0 && len(p.settlements) == 0
 	}
-	return p.eof && !p.paused && len(p.out) == 0 && len(p.verdicts) == 0 && len(p.subs) == 0
+	return p.eof && !p.paused && len(p.out) == 0 && len(p.verdicts) == 0 && len(p.subs) == 0 && len(p.settlements) == 0
 }

@@ -1,9 +1,13 @@
 package broker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
+	"sort"
+	"strings"
 	"time"
 
 	"github.com/postbus/postbus/wire"
@@ -12,6 +16,7 @@ import (
 // publisher is the part of a peer that publishes.
 type publisher struct {
 	published  uint64 // publishes handled: the number of the last
+	told       uint64 // the last with a verdict sent
 	unacked    int    // bytes of publishes without a verdict
 	verdicts   []verdict
 	judged     int             // bytes that the verdicts take
@@ -25,15 +30,35 @@ type publisher struct {
 	ackDue     time.Time
 	ackListed  bool // in loop.acks
 	route      *route
+
+	pending     int  // publishes that queues have not kept yet, once for each queue
+	parkedBytes int  // that wait for room in queues
+	hasty       bool // the client waits for the verdict on one of those
 }
 
 // verdict is what became of the publishes after the previous verdict, up to number
-// upto: each was taken by subs subscriptions, or the single one refused.
+// upto: each was taken as it says, or the single one refused.
 type verdict struct {
-	upto    uint64
-	subs    uint32
+	upto uint64
+	taken
 	bytes   int
+	batch   uint64 // loop.batch, when it waits for a queue
 	refused *wire.Error
+	failed  []failure // single ones that a queue did not keep
+}
+
+// taken says who took a publish.
+type taken struct {
+	subs   uint32
+	queues uint32
+	level  wire.Level // the lowest of the queues'
+	open   int        // answers of queues that are still to come
+}
+
+// failure is the verdict on a publish that a queue did not keep.
+type failure struct {
+	number uint64
+	err    *wire.Error
 }
 
 // cost is about what the verdict takes while it waits, in bytes.
@@ -41,7 +66,7 @@ func (v *verdict) cost() int {
 	if v.refused != nil {
 		return 128 + len(v.refused.Text)
 	}
-	return 64
+	return 128
 }
 
 // run is publishes in a row, of one peer to one topic, in the turn buffer. What a
@@ -101,7 +126,14 @@ func (l *loop) publish(p *peer, payload []byte) error {
 	if l.run.route != r || l.run.peer != p {
 		l.startRun(p, r)
 	}
-	if l.run.subs == 0 && o.RequireSub {
+	t := taken{subs: l.run.subs}
+	if len(r.taps) > 0 {
+		if err := l.enqueue(p, r, &m, &o, &t); err != nil {
+			l.refusePublish(p, size, err)
+			return nil
+		}
+	}
+	if t.subs == 0 && t.queues == 0 && o.RequireSub {
 		l.refusePublish(p, size, &wire.Error{Code: wire.CodeNoSubscriber,
 			Text: fmt.Sprintf("nobody is subscribed to topic %q", r.topic)})
 		return nil
@@ -111,7 +143,7 @@ func (l *loop) publish(p *peer, payload []byte) error {
 	if l.run.subs > 0 {
 		l.append(p, &m, o.Redelivered)
 	}
-	l.accept(p, size, l.run.subs)
+	l.accept(p, size, t)
 	if len(l.turn) >= turnSize {
 		l.deliver()
 	}
@@ -147,7 +179,7 @@ func (l *loop) publishAlike(p *peer, first, rest []byte) int {
 		l.stats.Published += l.seq - from
 		p.published += l.seq - from
 		p.unacked += n
-		l.accept(p, n, r.subs)
+		l.accept(p, n, taken{subs: r.subs})
 	}
 	return n
 }
@@ -164,7 +196,7 @@ func (l *loop) append(p *peer, m *wire.Publish, redelivered bool) {
 	}
 	at := len(l.turn)
 	l.turn = wire.AppendMessage(l.turn, &msg)
-	if m.Headers == nil && m.Options == nil {
+	if m.Headers == nil && m.Options == nil && len(r.route.taps) == 0 {
 		r.likeAt, r.like = at, at+wire.BodyOffset(l.turn[at:], m.Body)
 	}
 	r.messages++
@@ -175,7 +207,13 @@ func (l *loop) append(p *peer, m *wire.Publish, redelivered bool) {
 
 // checkPublish looks at what most publishes do not have.
 func (l *loop) checkPublish(r *route, m *wire.Publish) (o wire.PublishOptions, err error) {
-	if r.own {
+	if name, push := strings.CutPrefix(r.topic, wire.QueueTopic); push && len(r.taps) == 0 {
+		q, err := l.findQueue(name)
+		if err == nil {
+			err = q.refusePush(l, 0) // it could not be opened
+		}
+		return o, err
+	} else if r.own && !push {
 		return o, &wire.Error{Code: wire.CodeNotAllowed, Text: fmt.Sprintf(
 			"topic %q is the broker's own: publish to one that does not begin with @", r.topic)}
 	}
@@ -227,25 +265,40 @@ func (l *loop) endRun() {
 }
 
 // accept notes the verdict of a publish that was routed.
-func (l *loop) accept(p *peer, size int, subs uint32) {
-	if n := len(p.verdicts); n > 0 && p.verdicts[n-1].subs == subs && p.verdicts[n-1].refused == nil {
+func (l *loop) accept(p *peer, size int, t taken) {
+	p.pending += t.open
+	if n := len(p.verdicts); n > 0 && p.verdicts[n-1].goesOn(&t, l.batch) {
 		v := &p.verdicts[n-1]
 		if len(p.heldBy) == 0 || v.upto > p.frozen {
 			v.upto, v.bytes = p.published, v.bytes+size
+			v.open += t.open
 			return
 		}
 	}
-	l.judge(p, verdict{upto: p.published, subs: subs, bytes: size})
+	l.judge(p, verdict{upto: p.published, taken: t, bytes: size, batch: l.batch})
+}
+
+// goesOn reports whether a publish taken so can share the verdict. One that waits for
+// a queue shares it with those of the same batch only: else it would wait for ever for
+// those that come after it.
+func (v *verdict) goesOn(t *taken, batch uint64) bool {
+	return v.refused == nil && v.subs == t.subs && v.queues == t.queues && v.level == t.level &&
+		(v.open == 0 && t.open == 0 || v.open > 0 && t.open > 0 && v.batch == batch)
 }
 
 // refusePublish notes the verdict of a publish that was not routed. The client is
 // told, and its connection goes on.
 func (l *loop) refusePublish(p *peer, size int, err error) {
+	l.judge(p, verdict{upto: p.published, bytes: size, refused: asError(err)})
+}
+
+// asError returns err as it crosses the socket.
+func asError(err error) *wire.Error {
 	var e *wire.Error
 	if !errors.As(err, &e) {
 		e = &wire.Error{Code: wire.CodeInternal, Text: err.Error()}
 	}
-	l.judge(p, verdict{upto: p.published, bytes: size, refused: e})
+	return e
 }
 
 func (l *loop) judge(p *peer, v verdict) {
@@ -258,10 +311,33 @@ func (l *loop) judge(p *peer, v verdict) {
 			return
 		}
 	}
+	l.listAck(p, ackDelay)
+}
+
+// listAck sees to it that p's verdicts are sent, after the delay at the latest.
+func (l *loop) listAck(p *peer, delay time.Duration) {
 	if !p.ackListed {
 		p.ackListed = true
-		p.ackDue = l.now.Add(ackDelay)
+		p.ackDue = l.now.Add(delay)
 		l.acks = append(l.acks, p)
+	}
+}
+
+// answerPublish takes the answer of a queue on one of p's publishes: it keeps it, or err says
+// why not.
+func (l *loop) answerPublish(p *peer, number uint64, err error) {
+	i := sort.Search(len(p.verdicts), func(i int) bool { return p.verdicts[i].upto >= number })
+	if i == len(p.verdicts) {
+		return
+	}
+	v := &p.verdicts[i]
+	v.open--
+	p.pending--
+	if err != nil {
+		v.failed = append(v.failed, failure{number, asError(err)})
+	}
+	if v.open == 0 && i == 0 {
+		l.listAck(p, 0)
 	}
 }
 
@@ -274,19 +350,11 @@ func (l *loop) sendVerdicts(p *peer, now bool) {
 	if len(p.verdicts) == 0 || !now && p.unacked < l.opts.Window/4 && len(p.verdicts) < manyVerdicts {
 		return
 	}
-	limit := p.published
-	if len(p.heldBy) > 0 {
-		limit = p.frozen
-	}
 	n := 0
-	for n < len(p.verdicts) && p.verdicts[n].upto <= limit {
+	for n < len(p.verdicts) && p.due(&p.verdicts[n]) {
 		v := &p.verdicts[n]
-		if v.refused != nil {
-			p.out = wire.AppendCold(p.out, wire.TypeError, &wire.ErrorBody{
-				Code: v.refused.Code, Text: v.refused.Text, Publish: v.upto})
-		} else {
-			p.out = wire.AppendAck(p.out, wire.Ack{UpTo: v.upto, Subscribers: v.subs})
-		}
+		p.out = v.tell(p.out, p.told)
+		p.told = v.upto
 		p.unacked -= v.bytes
 		p.judged -= v.cost()
 		n++
@@ -295,7 +363,42 @@ func (l *loop) sendVerdicts(p *peer, now bool) {
 		return
 	}
 	p.verdicts = append(p.verdicts[:0], p.verdicts[n:]...)
+	p.hasty = p.hasty && p.pending > 0
 	l.touch(p)
+	l.resume(p)
+}
+
+// due reports whether v can be sent, if those before it are.
+func (p *peer) due(v *verdict) bool {
+	return v.open == 0 && (len(p.heldBy) == 0 || v.upto <= p.frozen)
+}
+
+// tell appends the frames that v is told in; told is the last number told before.
+func (v *verdict) tell(dst []byte, told uint64) []byte {
+	refuse := func(number uint64, e *wire.Error) {
+		dst = wire.AppendCold(dst, wire.TypeError, &wire.ErrorBody{Code: e.Code, Text: e.Text, Publish: number})
+	}
+	if v.refused != nil {
+		refuse(v.upto, v.refused)
+		return dst
+	}
+	ack := wire.Ack{Subscribers: v.subs, Queues: v.queues, Level: v.level}
+	slices.SortFunc(v.failed, func(a, b failure) int { return cmp.Compare(a.number, b.number) })
+	for i, f := range v.failed {
+		if i > 0 && f.number == v.failed[i-1].number {
+			continue // two queues refused it
+		}
+		if ack.UpTo = f.number - 1; ack.UpTo > told {
+			dst = wire.AppendAck(dst, ack)
+		}
+		refuse(f.number, f.err)
+		told = f.number
+	}
+	if told == v.upto {
+		return dst
+	}
+	ack.UpTo = v.upto
+	return wire.AppendAck(dst, ack)
 }
 
 // released lets a publisher go on that no subscription holds back any more.

@@ -146,6 +146,7 @@ func (l *loop) startDrain() {
 	for fd := range l.doors {
 		l.shutDoor(fd)
 	}
+	l.dropParked()
 	sessions := make(map[string]int)
 	maps.Copy(sessions, l.settling) // they are not back yet, and will come to the next
 	for _, p := range l.peers {

@@ -12,16 +12,18 @@ import (
 
 // speaker is a client of few words: it sends the frames it is told to.
 type speaker struct {
-	t    *testing.T
+	t    testing.TB
 	conn *net.UnixConn
 	r    *wire.Reader
 	out  []byte
 
-	target uint32 // subscription of the last TARGET that collect read
+	target  uint32 // subscription of the last TARGET that collect read
+	held    []got  // deliveries that came while something else was waited for
+	settled uint64 // settles confirmed
 }
 
 // dial connects without a word.
-func dial(t *testing.T, bus *brokertest.Bus, network string) *speaker {
+func dial(t testing.TB, bus *brokertest.Bus, network string) *speaker {
 	t.Helper()
 	a, err := wire.ParseAddress(bus.Address(network))
 	if err != nil {
@@ -39,7 +41,7 @@ func dial(t *testing.T, bus *brokertest.Bus, network string) *speaker {
 }
 
 // greet connects and says HELLO.
-func greet(t *testing.T, bus *brokertest.Bus, network string) *speaker {
+func greet(t testing.TB, bus *brokertest.Bus, network string) *speaker {
 	t.Helper()
 	s := dial(t, bus, network)
 	s.cold(wire.TypeHello, &wire.Hello{Version: wire.Version, Client: t.Name()}).flush()

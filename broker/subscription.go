@@ -33,6 +33,8 @@ type subscription struct {
 	dropped   uint64
 	waiting   []*peer // publishers whose verdicts it holds back (policy block)
 
+	tapped *workQueue // it is a queue's, and has no peer: what follows is all it uses
+
 	seats    []seat // in topics
 	since    uint64 // version of topics when it came
 	mark     uint64 // of topics

@@ -65,10 +65,11 @@ type route struct {
 	topic   string
 	own     bool // the topic is the broker's own
 	subs    []*subscription
-	version uint64 // of topics, when subs was right
-	cost    int    // bytes counted for it
-	used    bool   // since the hand of the cache last passed
-	dead    bool   // no longer in the cache
+	taps    []*subscription // of queues
+	version uint64          // of topics, when subs and taps were right
+	cost    int             // bytes counted for it
+	used    bool            // since the hand of the cache last passed
+	dead    bool            // no longer in the cache
 }
 
 // Bounds of the cached routes: their number, and about how many bytes they take.
@@ -142,21 +143,30 @@ func (t *topics) refresh(r *route) {
 
 // patch brings r up to date with the changes since it was.
 func (t *topics) patch(r *route) {
-	r.subs = slices.DeleteFunc(r.subs, func(s *subscription) bool { return s.left })
+	gone := func(s *subscription) bool { return s.left }
+	r.subs, r.taps = slices.DeleteFunc(r.subs, gone), slices.DeleteFunc(r.taps, gone)
 	for ; r.version != t.version; r.version++ {
 		s := t.changes[r.version%maxChanges]
 		if s.left || s.since != r.version {
 			continue // it has gone; or this is where it went, and not where it came
 		}
 		if slices.ContainsFunc(s.filters, func(f string) bool { return wire.Match(f, r.topic) }) {
-			r.subs = append(r.subs, s)
+			r.add(s)
 		}
+	}
+}
+
+func (r *route) add(s *subscription) {
+	if s.tapped != nil {
+		r.taps = append(r.taps, s)
+	} else {
+		r.subs = append(r.subs, s)
 	}
 }
 
 // account counts what r costs, and makes room for it.
 func (t *topics) account(r *route) {
-	cost := routeCost + len(r.topic) + 8*cap(r.subs)
+	cost := routeCost + len(r.topic) + 8*cap(r.subs) + 8*cap(r.taps)
 	t.bytes += cost - r.cost
 	r.cost = cost
 	for len(t.ring) > 1 && (len(t.ring) > maxRoutes || t.bytes > maxRouteBytes) {
@@ -185,7 +195,8 @@ func (t *topics) evict() {
 // collect finds r's subscriptions in the tree of filters.
 func (t *topics) collect(r *route) {
 	clear(r.subs)
-	r.subs = r.subs[:0]
+	clear(r.taps)
+	r.subs, r.taps = r.subs[:0], r.taps[:0]
 	t.mark++
 	t.descendInto(&t.filters, r.topic, true, r)
 	r.version = t.version
@@ -215,7 +226,7 @@ func (t *topics) join(members []member, r *route) {
 	for _, m := range members {
 		if m.sub.mark != t.mark {
 			m.sub.mark = t.mark
-			r.subs = append(r.subs, m.sub)
+			r.add(m.sub)
 		}
 	}
 }

@@ -88,9 +88,10 @@ type Disk struct {
 	active   *segment // the last of segments
 	spares   spares
 	buf      []byte
-	total    int64 // bytes of segment files, without spares
-	filled   int64 // bytes of records in the segments before the active one
-	live     int64 // bytes of records that are needed
+	window   window // of what was read last
+	total    int64  // bytes of segment files, without spares
+	filled   int64  // bytes of records in the segments before the active one
+	live     int64  // bytes of records that are needed
 	move     mover
 
 	messages    index
@@ -335,10 +336,14 @@ func (d *Disk) readAt(dst []byte, kind Kind, seq uint64, id, off, size uint32) (
 	want := recordHeader + int(size)
 	dst = slices.Grow(dst, want)[:start+want]
 	b := dst[start:]
-	if _, err := seg.file.ReadAt(b, at); err != nil {
+	data := b[recordHeader:]
+	if d.window.copy(b, id, at) && binary.LittleEndian.Uint32(b) == recordSum(seg.salt, at, kind, b, data) && Kind(b[20]) == kind && binary.LittleEndian.Uint64(b[8:]) == seq {
+		copy(b, data)
+		return dst[:start+len(data)], nil
+	}
+	if err := d.window.read(b, seg, at); err != nil {
 		return dst[:start], d.diskError(err, "read %s at %d", seg.path, at)
 	}
-	data := b[recordHeader:]
 	if binary.LittleEndian.Uint32(b) != recordSum(seg.salt, at, kind, b, data) || Kind(b[20]) != kind || binary.LittleEndian.Uint64(b[8:]) != seq {
 		return dst[:start], d.damaged(Damage{Path: seg.path, Offset: at, Length: recordLen(int(size)), What: "a record changed since it was written"})
 	}

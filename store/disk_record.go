@@ -51,16 +51,18 @@ type record struct {
 	size   int64 // all of it
 }
 
-// recordSeed starts the CRC of the record at off.
-func recordSeed(salt uint64, off int64) uint32 {
-	var b [16]byte
-	binary.LittleEndian.PutUint64(b[:], salt)
-	binary.LittleEndian.PutUint64(b[8:], uint64(off))
-	return crc32.Update(0, castagnoli, b[:])
+// recordMask is what the CRC of the record at off is disguised with: a record is one
+// only where it was written, and only for who knows the segment's salt. The constants
+// are those of splitmix64's kind: every bit of the result hangs on every bit given.
+func recordMask(salt uint64, off int64) uint32 {
+	x := salt ^ uint64(off)*0x9e3779b97f4a7c15
+	x = (x ^ x>>32) * 0xd6e8feb86659fd93
+	x = (x ^ x>>32) * 0xd6e8feb86659fd93
+	return uint32(x ^ x>>32)
 }
 
 func recordSum(salt uint64, off int64, kind Kind, head, data []byte) uint32 {
-	c := crc32.Update(recordSeed(salt, off), castagnoli, head[4:recordHeader])
+	c := crc32.Update(recordMask(salt, off), castagnoli, head[4:recordHeader])
 	if kind == recHole {
 		return c
 	}

@@ -47,6 +47,11 @@ func (l *list[T]) get(seq uint64) (value T, ok bool) {
 // put sets seq's value and returns the one before it.
 func (l *list[T]) put(seq uint64, value T) (before T, replaced bool) {
 	i, found := l.find(seq)
+	if !found && i == len(l.items) {
+		l.items = append(l.items, listItem[T]{seq, true, value})
+		l.live++
+		return before, false
+	}
 	if !found {
 		l.items = slices.Insert(l.items, i, listItem[T]{seq, true, value})
 		l.live++

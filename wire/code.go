@@ -20,14 +20,20 @@ const (
 	CodeShutdown     Code = 11 // the broker stops, or starts again
 	CodeTimeout      Code = 12 // the peer took too long: no HELLO, half a frame, or nothing read
 	CodeInternal     Code = 13 // the broker's fault
-	CodeNotFound     Code = 14 // no such subscription
+	CodeNotFound     Code = 14 // no such subscription, or queue
 	CodeExists       Code = 15 // that subscription number is in use
 	CodeBadOption    Code = 16 // an option's value is not one of those allowed
+	CodeFull         Code = 17 // a queue is full, and rejects what is pushed then
+	CodeConflict     Code = 18 // a queue of that name is there with other settings
+	CodeLeaseLost    Code = 19 // a message is not leased to this consumer, or not any more
+	CodeStore        Code = 20 // a queue's store did not keep it
+	CodeDraining     Code = 21 // a queue that is being drained takes no pushes
 )
 
 var codeNames = [...]string{
 	"", "malformed", "unknown-frame", "version", "too-large", "bad-topic", "bad-filter", "no-subscriber",
 	"not-allowed", "limit", "slow", "shutdown", "timeout", "internal", "not-found", "exists", "bad-option",
+	"full", "conflict", "lease-lost", "store", "draining",
 }
 
 // String returns the code's short name, such as "bad-topic".

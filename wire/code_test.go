@@ -13,7 +13,8 @@ import (
 func TestCodes(t *testing.T) {
 	for i, want := range []string{
 		"code 0", "malformed", "unknown-frame", "version", "too-large", "bad-topic", "bad-filter", "no-subscriber",
-		"not-allowed", "limit", "slow", "shutdown", "timeout", "internal", "not-found", "exists", "bad-option", "code 17",
+		"not-allowed", "limit", "slow", "shutdown", "timeout", "internal", "not-found", "exists", "bad-option",
+		"full", "conflict", "lease-lost", "store", "draining", "code 22",
 	} {
 		if got := wire.Code(i).String(); got != want {
 			t.Errorf("code %d is called %q, want %q", i, got, want)

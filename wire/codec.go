@@ -29,14 +29,15 @@ type Message struct {
 	Body    []byte
 }
 
-// Ack is an ACK frame: [5, upto, subscribers, queues]. Every publish after the
+// Ack is an ACK frame: [5, upto, subscribers, queues, level]. Every publish after the
 // previous ACK (or ERROR) and up to number UpTo was routed, and each of them was
-// taken by that many subscriptions and queues. Publishes count from 1 on each
-// connection.
+// taken by that many subscriptions and queues; Level is the lowest of the queues'.
+// Publishes count from 1 on each connection.
 type Ack struct {
 	UpTo        uint64
 	Subscribers uint32
 	Queues      uint32
+	Level       Level
 }
 
 // Gap is a GAP frame: [12, sub, first, last, count, reason]. Count messages for
@@ -199,20 +200,26 @@ func FrameTopic(frame []byte) []byte {
 // AppendAck appends the whole frame.
 func AppendAck(dst []byte, a Ack) []byte {
 	start := len(dst)
-	dst = append(beginFrame(dst), 0x94, byte(TypeAck))
+	dst = append(beginFrame(dst), 0x95, byte(TypeAck))
 	dst = appendUint(dst, a.UpTo)
 	dst = appendUint(dst, uint64(a.Subscribers))
 	dst = appendUint(dst, uint64(a.Queues))
+	dst = appendUint(dst, uint64(a.Level))
 	return endFrame(dst, start)
 }
 
 // Decode reads an ACK payload.
 func (a *Ack) Decode(payload []byte) error {
 	r := reader{b: payload}
-	r.head(4, TypeAck)
+	r.head(5, TypeAck)
 	a.UpTo = r.uint()
 	a.Subscribers = r.uint32()
 	a.Queues = r.uint32()
+	level := r.uint32()
+	if level > math.MaxUint8 {
+		r.bad = true
+	}
+	a.Level = Level(level)
 	return r.end("ACK")
 }
 

@@ -56,7 +56,7 @@ func messageFrame(m wire.Message) hotFrame {
 // the largest that its field holds.
 func numberFrames(v uint64) []hotFrame {
 	v32 := uint32(min(v, math.MaxUint32))
-	ack := wire.Ack{UpTo: v, Subscribers: v32, Queues: v32}
+	ack := wire.Ack{UpTo: v, Subscribers: v32, Queues: v32, Level: wire.Level(min(v, math.MaxUint8))}
 	gap := wire.Gap{Sub: v32, First: v, Last: v, Count: v, Reason: wire.Reason(min(v, math.MaxUint8))}
 	credit := wire.Credit{Sub: v32, Bytes: v}
 	ping := func(payload []byte) ([]any, error) {
@@ -65,11 +65,11 @@ func numberFrames(v uint64) []hotFrame {
 	}
 	return []hotFrame{
 		{name: "ACK", typ: wire.TypeAck, frame: wire.AppendAck(nil, ack),
-			fields: []any{ack.UpTo, ack.Subscribers, ack.Queues},
+			fields: []any{ack.UpTo, ack.Subscribers, ack.Queues, uint32(ack.Level)},
 			decode: func(payload []byte) ([]any, error) {
 				var d wire.Ack
 				err := d.Decode(payload)
-				return []any{d.UpTo, d.Subscribers, d.Queues}, err
+				return []any{d.UpTo, d.Subscribers, d.Queues, uint32(d.Level)}, err
 			}},
 		{name: "GAP", typ: wire.TypeGap, frame: wire.AppendGap(nil, gap),
 			fields: []any{gap.Sub, gap.First, gap.Last, gap.Count, uint32(gap.Reason)},
@@ -92,6 +92,11 @@ func numberFrames(v uint64) []hotFrame {
 			}},
 		{name: "PING", typ: wire.TypePing, frame: wire.AppendPing(nil, v), fields: []any{v}, decode: ping},
 		{name: "PONG", typ: wire.TypePong, frame: wire.AppendPong(nil, v), fields: []any{v}, decode: ping},
+		{name: "SETTLED", typ: wire.TypeSettled, frame: wire.AppendSettled(nil, v), fields: []any{v},
+			decode: func(payload []byte) ([]any, error) {
+				upTo, err := wire.DecodeSettled(payload)
+				return []any{upTo}, err
+			}},
 	}
 }
 
@@ -120,6 +125,8 @@ func hotFrames() []hotFrame {
 		v32 := uint32(min(v, math.MaxUint32))
 		all = append(all, messageFrame(wire.Message{
 			Seq: v, Time: int64(v), UID: v32, GID: v32, PID: v32, Topic: []byte("a"), Body: []byte("b"),
+		}), settleFrame(wire.Settle{
+			Sub: v32, Verb: wire.Verb(min(v, math.MaxUint8)), First: v, Last: v, Arg: int64(min(v, math.MaxInt64)),
 		}))
 	}
 	headers := wire.AppendHeaders(nil, map[string]string{"content-type": "text/plain"})
@@ -131,6 +138,7 @@ func hotFrames() []hotFrame {
 			publishFrame(wire.Publish{Topic: text, Body: []byte{}}),
 			publishFrame(wire.Publish{Topic: []byte("a/b"), Body: body, Headers: headers}),
 			publishFrame(wire.Publish{Topic: text, Body: body, Headers: headers, Options: options}),
+			settleFrame(wire.Settle{Sub: 1, Verb: wire.VerbReject, First: 2, Last: 3, Reason: text}),
 			messageFrame(wire.Message{Topic: text, Body: []byte{}}),
 			messageFrame(wire.Message{Topic: text, Body: body, Headers: headers, Info: info}),
 		)
@@ -356,7 +364,7 @@ func must(t testing.TB, err error) {
 }
 
 func TestHotFramesRefused(t *testing.T) {
-	const head = "\x94\x05" // of an ACK
+	const head = "\x95\x05" // of an ACK
 	var (
 		publish wire.Publish
 		message wire.Message
@@ -371,19 +379,21 @@ func TestHotFramesRefused(t *testing.T) {
 		payload string
 	}{
 		"empty":                   {ack.Decode, ""},
-		"a field is missing":      {ack.Decode, head + "\x01\x02"},
-		"a field too many":        {ack.Decode, head + "\x01\x02\x03\x04"},
-		"another array length":    {ack.Decode, "\x95\x05\x01\x02\x03"},
-		"array 16":                {ack.Decode, "\xdc\x00\x04\x05\x01\x02\x03"},
-		"another type":            {ack.Decode, "\x94\x06\x01\x02\x03"},
-		"the type as uint 8":      {ack.Decode, "\x94\xcc\x05\x01\x02\x03"},
-		"negative fixint":         {ack.Decode, head + "\xff\x02\x03"},
-		"negative int 8":          {ack.Decode, head + "\xd0\x80\x02\x03"},
-		"negative int 64":         {ack.Decode, head + "\xd3\xff\xff\xff\xff\xff\xff\xff\xff\x02\x03"},
+		"a field is missing":      {ack.Decode, head + "\x01\x02\x03"},
+		"a field too many":        {ack.Decode, head + "\x01\x02\x03\x04\x05"},
+		"without level":           {ack.Decode, "\x94\x05\x01\x02\x03"},
+		"another array length":    {ack.Decode, "\x96\x05\x01\x02\x03\x04"},
+		"array 16":                {ack.Decode, "\xdc\x00\x05\x05\x01\x02\x03\x04"},
+		"another type":            {ack.Decode, "\x95\x06\x01\x02\x03\x04"},
+		"the type as uint 8":      {ack.Decode, "\x95\xcc\x05\x01\x02\x03\x04"},
+		"negative fixint":         {ack.Decode, head + "\xff\x02\x03\x04"},
+		"negative int 8":          {ack.Decode, head + "\xd0\x80\x02\x03\x04"},
+		"negative int 64":         {ack.Decode, head + "\xd3\xff\xff\xff\xff\xff\xff\xff\xff\x02\x03\x04"},
 		"number cut":              {ack.Decode, head + "\xcf\x00\x00"},
-		"above 32 bits":           {ack.Decode, head + "\x01\xcf\x00\x00\x00\x01\x00\x00\x00\x00\x03"},
-		"a float":                 {ack.Decode, head + "\xca\x00\x00\x00\x00\x02\x03"},
-		"nil number":              {ack.Decode, head + "\xc0\x02\x03"},
+		"above 32 bits":           {ack.Decode, head + "\x01\xcf\x00\x00\x00\x01\x00\x00\x00\x00\x03\x04"},
+		"a float":                 {ack.Decode, head + "\xca\x00\x00\x00\x00\x02\x03\x04"},
+		"nil number":              {ack.Decode, head + "\xc0\x02\x03\x04"},
+		"level above 8 bits":      {ack.Decode, head + "\x01\x02\x03\xcd\x01\x00"},
 		"reason above 8 bits":     {gap.Decode, "\x96\x0c\x01\x01\x01\x01\xcd\x01\x00"},
 		"credit without bytes":    {credit.Decode, "\x93\x10\x01"},
 		"target above 32 bits":    {target, "\x92\x0b\xcf\x00\x00\x00\x01\x00\x00\x00\x00"},
@@ -422,42 +432,33 @@ func TestWideMessageTemplate(t *testing.T) {
 	}
 }
 
-// The broker reads both off frames that it keeps in a buffer.
-func TestFrameSeqAndTopic(t *testing.T) {
-	for _, n := range []int{1, 31, 32, 255, 256, wire.MaxTopic} {
-		topic := strings.Repeat("t", n)
-		frame := wire.AppendMessage(nil, &wire.Message{Seq: 1<<40 + 7, Topic: []byte(topic), Body: []byte("b")})
-		frame = wire.AppendPing(frame, 1)
-		if got := wire.FrameSeq(frame); got != 1<<40+7 {
-			t.Errorf("FrameSeq is %d", got)
-		}
-		if got := wire.FrameTopic(frame); string(got) != topic {
-			t.Errorf("FrameTopic is %.40q, want %d bytes", got, n)
-		}
-	}
-}
-
 func TestAppendKeepsWhatIsThere(t *testing.T) {
 	var all, want []byte
 	for _, h := range numberFrames(1 << 20) {
 		want = append(want, h.frame...)
 	}
-	all = wire.AppendAck(all, wire.Ack{UpTo: 1 << 20, Subscribers: 1 << 20, Queues: 1 << 20})
+	all = wire.AppendAck(all, wire.Ack{UpTo: 1 << 20, Subscribers: 1 << 20, Queues: 1 << 20, Level: 255})
 	all = wire.AppendGap(all, wire.Gap{Sub: 1 << 20, First: 1 << 20, Last: 1 << 20, Count: 1 << 20, Reason: 255})
 	all = wire.AppendCredit(all, wire.Credit{Sub: 1 << 20, Bytes: 1 << 20})
 	all = wire.AppendTarget(all, 1<<20)
 	all = wire.AppendPing(all, 1<<20)
 	all = wire.AppendPong(all, 1<<20)
+	all = wire.AppendSettled(all, 1<<20)
 	if !bytes.Equal(all, want) {
 		t.Errorf("appended one after the other:\n%x\nwant\n%x", all, want)
 	}
 }
 
-// A publish and a delivery must not allocate in the steady state.
+// A publish, a delivery and what settles it must not allocate in the steady state.
 func TestHotFramesDoNotAllocate(t *testing.T) {
 	buf := make([]byte, 0, 4096)
-	var publish wire.Publish
-	var message wire.Message
+	var (
+		publish wire.Publish
+		message wire.Message
+		settle  wire.Settle
+		ack     wire.Ack
+	)
+	s := wire.Settle{Sub: 1, Verb: wire.VerbReject, First: 1 << 40, Last: 1 << 41, Arg: 1, Reason: []byte("why")}
 	p := wire.Publish{Topic: []byte("a/b"), Body: make([]byte, 128)}
 	m := wire.Message{Topic: []byte("a/b"), Body: make([]byte, 128)}
 	allocs := testing.AllocsPerRun(100, func() {
@@ -465,11 +466,18 @@ func TestHotFramesDoNotAllocate(t *testing.T) {
 		must(t, publish.Decode(frame[wire.HeaderSize:]))
 		frame = wire.AppendMessage(buf, &m)
 		must(t, message.Decode(frame[wire.HeaderSize:]))
-		frame = wire.AppendAck(buf, wire.Ack{UpTo: 1 << 40})
+		frame = wire.AppendSettle(buf, &s)
+		must(t, settle.Decode(frame[wire.HeaderSize:]))
+		frame = wire.AppendAck(buf, wire.Ack{UpTo: 1 << 40, Queues: 1, Level: wire.LevelDisk})
+		must(t, ack.Decode(frame[wire.HeaderSize:]))
+		at := len(frame)
+		frame = wire.AppendSettled(frame, 1<<40)
+		_, err := wire.DecodeSettled(frame[at+wire.HeaderSize:])
+		must(t, err)
 		frame = wire.AppendTarget(frame, 1)
 		_, n := wire.CutAt(frame, 1<<10)
-		if n != 2 {
-			t.Fatal("not two frames")
+		if n != 3 {
+			t.Fatal("not three frames")
 		}
 	})
 	if allocs != 0 {

@@ -77,7 +77,11 @@ type ErrorBody struct {
 	Text    string `msgpack:"text"`
 	Publish uint64 `msgpack:"publish,omitempty"` // the number of the publish refused, or 0
 	Sub     uint32 `msgpack:"sub,omitempty"`     // the subscription concerned, or 0
-	Token   uint64 `msgpack:"token,omitempty"`   // the AWAIT concerned, or 0
+	Token   uint64 `msgpack:"token,omitempty"`   // the AWAIT or QUEUE concerned, or 0
+	Settle  uint64 `msgpack:"settle,omitempty"`  // the number of the settle concerned, or 0
+
+	// Lost is which messages of a settle were not settled, the first 100.
+	Lost []uint64 `msgpack:"lost,omitempty"`
 }
 
 // Goodbye is the body of a GOODBYE frame: the connection ends, and why.
@@ -104,11 +108,29 @@ type Awaited struct {
 type PublishOptions struct {
 	RequireSub  bool `msgpack:"require_sub,omitempty"` // refuse it when nobody is subscribed
 	Redelivered bool `msgpack:"redelivered,omitempty"` // sent before, and not known to have arrived
+
+	// What follows is for queues.
+	ID       string `msgpack:"id,omitempty"`       // a second one with the same id is acknowledged and dropped
+	Key      string `msgpack:"key,omitempty"`      // those of one key come one after the other
+	Priority int    `msgpack:"priority,omitempty"` // 0 to 9; 9 comes first
+	DelayMS  int64  `msgpack:"delay_ms,omitempty"` // deliver it so much later,
+	AtMS     int64  `msgpack:"at_ms,omitempty"`    // or at this time, ms since 1970 UTC
+	TTLMS    int64  `msgpack:"ttl_ms,omitempty"`   // it is dropped when nobody took it for so long
 }
 
 // MessageInfo is the info map of a MESSAGE frame.
 type MessageInfo struct {
 	Redelivered bool `msgpack:"redelivered,omitempty"` // it may have been delivered before
+
+	// What follows is of messages of a queue.
+	Tries    int    `msgpack:"tries,omitempty"` // times delivered, this one included; absent: 1
+	Key      string `msgpack:"key,omitempty"`
+	ID       string `msgpack:"id,omitempty"`
+	Priority int    `msgpack:"priority,omitempty"`
+	Origin   string `msgpack:"origin,omitempty"` // of a dead letter: the queue it was in,
+	Reason   string `msgpack:"reason,omitempty"` // and why it died
+	State    string `msgpack:"state,omitempty"`  // of one peeked at
+	DueMS    int64  `msgpack:"due_ms,omitempty"` // of one peeked at: when its delay or lease ends, ms since 1970 UTC
 }
 
 // AppendCold appends a whole frame [t, body] where body is one of the structs of
@@ -152,10 +174,7 @@ func DecodeCold(payload []byte, body any) error {
 	if err := r.end(t.String()); err != nil {
 		return err
 	}
-	if err := decodeMap(raw, body, t.String()); err != nil {
-		return err
-	}
-	return checkNumbers(raw, body, t.String())
+	return decodeMap(raw, body, t.String())
 }
 
 // DecodeOptions reads the raw map of a hot frame; nil leaves options as it is.
@@ -174,6 +193,10 @@ func decodeMap(raw []byte, body any, frame string) error {
 	if raw == nil {
 		return malformed(frame, "its body is not a map")
 	}
+	r := reader{b: raw}
+	if err := r.checkMap(reflect.TypeOf(body).Elem(), frame); err != nil {
+		return err
+	}
 	dec := decoders.Get().(*msgpack.Decoder)
 	defer decoders.Put(dec)
 	dec.Reset(bytes.NewReader(raw))
@@ -183,43 +206,96 @@ func decodeMap(raw []byte, body any, frame string) error {
 	return nil
 }
 
-// checkNumbers refuses a number in raw that the field of body for it does not
-// hold: the library stores what is left when the upper bits are cut off.
-func checkNumbers(raw []byte, body any, frame string) error {
-	fields := reflect.ValueOf(body).Elem()
-	names := make([]string, fields.NumField())
-	for i := range names {
-		names[i], _, _ = strings.Cut(fields.Type().Field(i).Tag.Get("msgpack"), ",")
+// fieldTypes has, of each struct type that was decoded, the types of its fields by key.
+var fieldTypes sync.Map
+
+func fieldsOf(t reflect.Type) map[string]reflect.Type {
+	if known, ok := fieldTypes.Load(t); ok {
+		return known.(map[string]reflect.Type)
 	}
-	r := reader{b: raw}
+	fields := make(map[string]reflect.Type, t.NumField())
+	for i := range t.NumField() {
+		key, _, _ := strings.Cut(t.Field(i).Tag.Get("msgpack"), ",")
+		fields[key] = t.Field(i).Type
+	}
+	fieldTypes.Store(t, fields)
+	return fields
+}
+
+// minStruct is the least that a struct in an array takes, in bytes: a queue's name. The
+// library makes room for all of an array at once, hundreds of bytes for each.
+const minStruct = 8
+
+// checkMap takes a map for a struct of type t and refuses what the library would let
+// pass: of a number that the field does not hold it stores what is left when the upper
+// bits are cut off; it takes any bytes for a string, and an array for a struct.
+func (r *reader) checkMap(t reflect.Type, frame string) error {
+	fields := fieldsOf(t)
 	for n := r.mapLen(); n > 0 && !r.bad; n-- {
 		key := r.str()
-		value := reader{b: r.b}
-		r.skip()
-		for i, name := range names {
-			if name == string(key) && !value.fits(fields.Field(i)) {
-				return malformed(frame, name+" is not a number within its range")
-			}
+		field := fields[string(key)]
+		if field == nil {
+			r.skip()
+		} else if err := r.checkValue(field, frame, string(key)); err != nil {
+			return err
 		}
 	}
 	if r.bad {
-		return malformed(frame, "its keys are not strings")
+		return malformed(frame, "it is not a map with strings for keys")
 	}
 	return nil
 }
 
-// fits reports whether the next value, if field is for a number, is one that
-// field holds.
-func (r *reader) fits(field reflect.Value) bool {
-	switch {
-	case field.CanUint():
-		v := r.uint()
-		return !r.bad && !field.OverflowUint(v)
-	case field.CanInt():
-		v := r.int()
-		return !r.bad && !field.OverflowInt(v)
+// checkValue takes the value of key, which is for a field of type t.
+func (r *reader) checkValue(t reflect.Type, frame, key string) error {
+	switch t.Kind() {
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		if v := r.uint(); r.bad || t.OverflowUint(v) {
+			return malformed(frame, key+" is not a number within its range")
+		}
+	case reflect.Int, reflect.Int64:
+		if v := r.int(); r.bad || t.OverflowInt(v) {
+			return malformed(frame, key+" is not a number within its range")
+		}
+	case reflect.String:
+		if s := r.str(); r.bad || !utf8.Valid(s) {
+			return malformed(frame, key+" is not a string of UTF-8")
+		}
+	case reflect.Struct:
+		return r.checkMap(t, frame+" "+key)
+	case reflect.Pointer, reflect.Slice:
+		if len(r.b) > 0 && r.b[0] == mNil { // none
+			r.skip()
+		} else if t.Kind() == reflect.Pointer {
+			return r.checkValue(t.Elem(), frame, key)
+		} else {
+			return r.checkSlice(t.Elem(), frame, key)
+		}
+	default: // the library looks at these
+		r.skip()
 	}
-	return true
+	return nil
+}
+
+// checkSlice takes an array, or a byte string.
+func (r *reader) checkSlice(elem reflect.Type, frame, key string) error {
+	if elem.Kind() == reflect.Uint8 {
+		r.skip()
+		return nil
+	}
+	for n := r.arrayLen(); n > 0; n-- {
+		before := len(r.b)
+		if err := r.checkValue(elem, frame, key); err != nil {
+			return err
+		}
+		if elem.Kind() == reflect.Struct && before-len(r.b) < minStruct {
+			return malformed(frame, "one of its "+key+" is too short")
+		}
+	}
+	if r.bad {
+		return malformed(frame, key+" is not an array")
+	}
+	return nil
 }
 
 // AppendHeaders appends headers as a msgpack map, or nothing when there are none.

@@ -30,10 +30,17 @@ var coldFrames = []struct {
 	{wire.TypeSubscribed, &wire.Subscribed{Sub: 1, Seq: math.MaxUint64}},
 	{wire.TypeUnsubscribe, &wire.Unsubscribe{Sub: 128, Drain: true}},
 	{wire.TypeUnsubscribed, &wire.Unsubscribed{Sub: 1, Delivered: 1 << 40, Dropped: 3, Discarded: 4}},
-	{wire.TypeError, &wire.ErrorBody{Code: wire.CodeBadTopic, Text: "no", Publish: 7, Sub: 8, Token: 9}},
+	{wire.TypeError, &wire.ErrorBody{Code: wire.CodeBadTopic, Text: "no", Publish: 7, Sub: 8, Token: 9, Settle: 10,
+		Lost: []uint64{1, math.MaxUint64}}},
 	{wire.TypeGoodbye, &wire.Goodbye{Code: math.MaxUint16, Text: "stopped", Seq: 1 << 63}},
 	{wire.TypeAwait, &wire.Await{Token: 5, Topic: "a", Subscribers: 2}},
 	{wire.TypeAwaited, &wire.Awaited{Token: 5, Subscribers: 2}},
+	{wire.TypeQueue, &wire.Queue{
+		Token: math.MaxUint64, Op: wire.OpDeclare, Queue: "jobs", Settings: &queueSettings, Sub: math.MaxUint32,
+		State: wire.StateDead, From: 1 << 63, Limit: 1000}},
+	{wire.TypeQueued, &wire.Queued{
+		Token: 1, Count: math.MaxInt64, Queues: []wire.QueueInfo{queueInfo, {Name: "b"}}, More: true, Next: 1 << 63}},
+	{wire.TypeConsume, &wire.Consume{Sub: math.MaxUint32, Queue: "jobs", Prefetch: wire.MaxPrefetch, LeaseMS: 30_000}},
 }
 
 // newBody returns a pointer to an empty body of the same type.
@@ -59,26 +66,51 @@ func TestColdFrames(t *testing.T) {
 // The document names each key; a field without a tag would have its Go name.
 func TestColdKeys(t *testing.T) {
 	for _, c := range coldFrames {
-		typ := reflect.TypeOf(c.body).Elem()
-		for i := range typ.NumField() {
-			key, _, _ := strings.Cut(typ.Field(i).Tag.Get("msgpack"), ",")
-			if key == "" || key != strings.ToLower(key) {
-				t.Errorf("%v: field %s has key %q", c.typ, typ.Field(i).Name, key)
-			}
-		}
-		if v := reflect.ValueOf(c.body).Elem(); !allSet(v) {
-			t.Errorf("%v: a field of the example is not set, so the round trip does not test it", c.typ)
+		wantKeys(t, reflect.TypeOf(c.body).Elem())
+		if field := unset(reflect.ValueOf(c.body)); field != "" {
+			t.Errorf("%v: field %s of the example is not set, so the round trip does not test it", c.typ, field)
 		}
 	}
 }
 
-func allSet(v reflect.Value) bool {
-	for i := range v.NumField() {
-		if v.Field(i).IsZero() {
-			return false
+// wantKeys checks the keys of a struct, and of those in it.
+func wantKeys(t *testing.T, typ reflect.Type) {
+	t.Helper()
+	for i := range typ.NumField() {
+		field := typ.Field(i)
+		key, _, _ := strings.Cut(field.Tag.Get("msgpack"), ",")
+		if key == "" || key != strings.ToLower(key) {
+			t.Errorf("%v: field %s has key %q", typ, field.Name, key)
+		}
+		inner := field.Type
+		for inner.Kind() == reflect.Pointer || inner.Kind() == reflect.Slice {
+			inner = inner.Elem()
+		}
+		if inner.Kind() == reflect.Struct {
+			wantKeys(t, inner)
 		}
 	}
-	return true
+}
+
+// unset names a field that is zero in v, or in the first struct that v has of a kind.
+func unset(v reflect.Value) (field string) {
+	switch v.Kind() {
+	case reflect.Pointer:
+		return unset(v.Elem())
+	case reflect.Slice:
+		return unset(v.Index(0))
+	case reflect.Struct:
+		for i := range v.NumField() {
+			name := v.Type().Field(i).Name
+			if v.Field(i).IsZero() {
+				return name
+			}
+			if inner := unset(v.Field(i)); inner != "" {
+				return name + "." + inner
+			}
+		}
+	}
+	return ""
 }
 
 func TestAppendColdKeepsWhatIsThere(t *testing.T) {
@@ -207,8 +239,9 @@ func TestColdRefused(t *testing.T) {
 }
 
 // coldAllocation is the most that decoding a cold payload of n bytes may allocate:
-// a byte of it can be an empty string in a slice that the library grew step by step.
-func coldAllocation(n int) uint64 { return 64<<10 + 64*uint64(n) }
+// a byte of it can be an empty string in a slice that the library grew step by step,
+// eight of them a queue of which only the name is told.
+func coldAllocation(n int) uint64 { return 64<<10 + 128*uint64(n) }
 
 func TestDecodeOptions(t *testing.T) {
 	options := wire.PublishOptions{RequireSub: true}
@@ -216,14 +249,46 @@ func TestDecodeOptions(t *testing.T) {
 	if options != (wire.PublishOptions{RequireSub: true}) {
 		t.Errorf("nil changed them to %+v", options)
 	}
-	for _, want := range []wire.PublishOptions{{}, {RequireSub: true}, {Redelivered: true}, {true, true}} {
+	for _, want := range []wire.PublishOptions{{}, {RequireSub: true}, {Redelivered: true}, longestOptions, {
+		ID: "größe", Key: "k", Priority: -1, DelayMS: -1, AtMS: math.MinInt64, TTLMS: 1, // for the broker to refuse
+	}} {
 		var got wire.PublishOptions
 		if err := wire.DecodeOptions(wire.AppendOptions(nil, &want), &got); err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}
 	}
-	var info wire.MessageInfo
-	wantCode(t, wire.DecodeOptions([]byte("\x81\xabredelivered\xa3yes"), &info), wire.CodeMalformed)
+	for _, want := range []wire.MessageInfo{{}, {Redelivered: true}, longestInfo} {
+		var got wire.MessageInfo
+		if err := wire.DecodeOptions(wire.AppendOptions(nil, &want), &got); err != nil || got != want {
+			t.Errorf("got %+v, %v; want %+v", got, err, want)
+		}
+	}
+}
+
+// A value of another kind in the options of a publish is refused, and so is a number
+// that is cut off when it is stored.
+func TestDecodeOptionsRefused(t *testing.T) {
+	for name, raw := range map[string]string{
+		"a bool that is a string":  "\x81\xabredelivered\xa3yes",
+		"key a number":             "\x81\x01\x01",
+		"id a number":              "\x81\xa2id\x01",
+		"id bin":                   "\x81\xa2id\xc4\x01a",
+		"id nil":                   "\x81\xa2id\xc0",
+		"id not UTF-8":             "\x81\xa2id\xa1\xff",
+		"key not UTF-8":            "\x81\xa3key\xa2a\xff",
+		"priority a string":        "\x81\xa8priority\xa11",
+		"priority a float":         "\x81\xa8priority\xca\x00\x00\x00\x00",
+		"priority nil":             "\x81\xa8priority\xc0",
+		"priority above 63 bits":   "\x81\xa8priority\xcf\x80\x00\x00\x00\x00\x00\x00\x00",
+		"delay_ms above 63 bits":   "\x81\xa8delay_ms\xcf\xff\xff\xff\xff\xff\xff\xff\xff",
+		"at_ms above 63 bits":      "\x81\xa5at_ms\xcf\x80\x00\x00\x00\x00\x00\x00\x01",
+		"ttl_ms above, then again": "\x82\xa6ttl_ms\xcf\x80\x00\x00\x00\x00\x00\x00\x01\xa6ttl_ms\x01",
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantCode(t, wire.DecodeOptions([]byte(raw), &wire.PublishOptions{}), wire.CodeMalformed)
+		})
+	}
+	wantCode(t, wire.DecodeOptions([]byte("\x81\xa5tries\xcf\x80\x00\x00\x00\x00\x00\x00\x00"), &wire.MessageInfo{}), wire.CodeMalformed)
 }
 
 func TestHeaders(t *testing.T) {

@@ -29,14 +29,20 @@ const (
 	TypeCredit       Type = 16 // client: a subscription may be sent more (hot)
 	TypeAwait        Type = 17 // client: tell me when a topic has subscribers
 	TypeAwaited      Type = 18 // broker: it has
+	TypeQueue        Type = 19 // client: declare a queue, look at it, change it
+	TypeQueued       Type = 20 // broker: done, with what was asked for
+	TypeConsume      Type = 21 // client: deliver a queue's messages
+	TypeSettle       Type = 22 // client: what became of delivered messages (hot)
+	TypeSettled      Type = 23 // broker: settles kept so far (hot)
 
 	// NumTypes is one more than the largest type: the size of a handler table.
-	NumTypes = 19
+	NumTypes = 24
 )
 
 var typeNames = [NumTypes]string{
 	"", "HELLO", "WELCOME", "PUBLISH", "MESSAGE", "ACK", "ERROR", "SUBSCRIBE", "SUBSCRIBED",
 	"UNSUBSCRIBE", "UNSUBSCRIBED", "TARGET", "GAP", "PING", "PONG", "GOODBYE", "CREDIT", "AWAIT", "AWAITED",
+	"QUEUE", "QUEUED", "CONSUME", "SETTLE", "SETTLED",
 }
 
 // String returns the name PROTOCOL.md uses, such as "PUBLISH".

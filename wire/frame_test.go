@@ -3,6 +3,7 @@ package wire_test
 import (
 	"bytes"
 	"errors"
+	"math"
 	"strings"
 	"testing"
 
@@ -90,16 +91,39 @@ func TestPeekType(t *testing.T) {
 	}
 }
 
+// The options and info that take the most bytes. The broker puts a few words before a
+// reason.
+var (
+	longestOptions = wire.PublishOptions{
+		RequireSub: true, Redelivered: true, ID: strings.Repeat("i", wire.MaxID), Key: strings.Repeat("k", wire.MaxKey),
+		Priority: math.MaxInt, DelayMS: math.MaxInt64, AtMS: math.MaxInt64, TTLMS: math.MaxInt64,
+	}
+	longestInfo = wire.MessageInfo{
+		Redelivered: true, Tries: math.MaxInt, Key: strings.Repeat("k", wire.MaxKey), ID: strings.Repeat("i", wire.MaxID),
+		Priority: math.MaxInt, Origin: strings.Repeat("q", wire.MaxQueueName),
+		Reason: strings.Repeat("r", wire.MaxReason+100), State: wire.StateDelayed, DueMS: math.MaxInt64,
+	}
+)
+
 func TestFrameLimit(t *testing.T) {
 	for _, size := range []int{0, 1, wire.DefaultMaxMessage, wire.LargestMaxMessage} {
 		frame := wire.AppendMessage(nil, &wire.Message{
 			Topic:   bytes.Repeat([]byte("t"), wire.MaxTopic),
 			Headers: bytes.Repeat([]byte{0}, wire.MaxHeaders),
-			Info:    wire.AppendOptions(nil, &wire.MessageInfo{Redelivered: true}),
+			Info:    wire.AppendOptions(nil, &longestInfo),
 			Body:    make([]byte, size),
 		})
 		if n, limit := len(frame)-wire.HeaderSize, wire.FrameLimit(size); n > limit {
 			t.Errorf("the largest message with a body of %d bytes has %d, FrameLimit says %d", size, n, limit)
+		}
+		frame = wire.AppendPublish(frame[:0], &wire.Publish{
+			Topic:   bytes.Repeat([]byte("t"), wire.MaxTopic),
+			Headers: bytes.Repeat([]byte{0}, wire.MaxHeaders),
+			Options: wire.AppendOptions(nil, &longestOptions),
+			Body:    make([]byte, size),
+		})
+		if n, limit := len(frame)-wire.HeaderSize, wire.FrameLimit(size); n > limit {
+			t.Errorf("the largest publish with a body of %d bytes has %d, FrameLimit says %d", size, n, limit)
 		}
 	}
 }
@@ -110,9 +134,25 @@ func TestTypeNames(t *testing.T) {
 			t.Errorf("type %d is called %q", uint8(typ), name)
 		}
 	}
-	for typ, want := range map[wire.Type]string{0: "type 0", wire.NumTypes: "type 19", wire.TypeAwaited: "AWAITED"} {
+	for typ, want := range map[wire.Type]string{0: "type 0", wire.NumTypes: "type 24", wire.TypeAwaited: "AWAITED", wire.TypeQueue: "QUEUE",
+		wire.TypeQueued: "QUEUED", wire.TypeConsume: "CONSUME", wire.TypeSettle: "SETTLE", wire.TypeSettled: "SETTLED"} {
 		if got := typ.String(); got != want {
 			t.Errorf("type %d is called %q, want %q", uint8(typ), got, want)
+		}
+	}
+}
+
+// The broker reads both off frames that it keeps in a buffer.
+func TestFrameSeqAndTopic(t *testing.T) {
+	for _, n := range []int{1, 31, 32, 255, 256, wire.MaxTopic} {
+		topic := strings.Repeat("t", n)
+		frame := wire.AppendMessage(nil, &wire.Message{Seq: 1<<40 + 7, Topic: []byte(topic), Body: []byte("b")})
+		frame = wire.AppendPing(frame, 1)
+		if got := wire.FrameSeq(frame); got != 1<<40+7 {
+			t.Errorf("FrameSeq is %d", got)
+		}
+		if got := wire.FrameTopic(frame); string(got) != topic {
+			t.Errorf("FrameTopic is %.40q, want %d bytes", got, n)
 		}
 	}
 }

@@ -19,6 +19,10 @@ func FuzzDecode(f *testing.F) {
 	for _, h := range numberFrames(300) {
 		f.Add(h.frame)
 	}
+	f.Add(settleFrame(wire.Settle{Sub: 1, Verb: wire.VerbNack, First: 300, Last: 301, Arg: 1 << 40}).frame)
+	f.Add(settleFrame(wire.Settle{Sub: 1, Verb: wire.VerbReject, First: 1, Last: 1, Reason: []byte("why")}).frame)
+	f.Add(messageFrame(wire.Message{Seq: 1, Topic: []byte("a"), Info: wire.AppendOptions(nil, &longestInfo)}).frame)
+	f.Add(publishFrame(wire.Publish{Topic: []byte("a"), Options: wire.AppendOptions(nil, &longestOptions)}).frame)
 	for _, c := range coldFrames {
 		f.Add(wire.AppendCold(nil, c.typ, c.body))
 	}
@@ -38,12 +42,12 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-var zeroFrames = numberFrames(0)
+var zeroFrames = append(numberFrames(0), settleFrame(wire.Settle{}))
 
 func checkPayload(t *testing.T, payload []byte) {
 	before := bytes.Clone(payload)
 	typ, typeErr := wire.PeekType(payload)
-	decoded := checkPublish(t, payload) || checkMessage(t, payload)
+	decoded := checkPublish(t, payload) || checkMessage(t, payload) || checkSettle(t, payload)
 	for _, h := range zeroFrames {
 		decoded = checkNumberFrame(t, h, payload) || decoded
 	}
@@ -90,6 +94,20 @@ func checkMessage(t *testing.T, payload []byte) bool {
 	}
 	if wire.FrameSeq(frame) != m.Seq || !bytes.Equal(wire.FrameTopic(frame), m.Topic) {
 		t.Errorf("FrameSeq %d, FrameTopic %q of %+v", wire.FrameSeq(frame), wire.FrameTopic(frame), m)
+	}
+	return true
+}
+
+func checkSettle(t *testing.T, payload []byte) bool {
+	var s, again wire.Settle
+	if s.Decode(payload) != nil {
+		return false
+	}
+	wantNoAllocation(t, func() { must(t, s.Decode(payload)) })
+	within(t, payload, s.Reason)
+	must(t, again.Decode(wantPayload(t, wire.AppendSettle(nil, &s))))
+	if !reflect.DeepEqual(s, again) {
+		t.Errorf("%+v became %+v", s, again)
 	}
 	return true
 }
@@ -203,16 +221,20 @@ func wantColdAllocation(t *testing.T, n int, decode func()) {
 func TestColdAllocation(t *testing.T) {
 	for name, payload := range map[string]string{
 		"empty filters": "\x92\x07\x81\xa7filters\xdd\x00\x00\xff\x00" + strings.Repeat("\xa0", 0xff00),
-		"nil filters":   "\x92\x07\x81\xa7filters\xdd\x00\x00\xff\x00" + strings.Repeat("\xc0", 0xff00),
 		"short filters": "\x92\x07\x81\xa7filters\xdd\x00\x00\x7f\x00" + strings.Repeat("\xa1a", 0x7f00),
 		"unknown keys":  "\x92\x07\xdf\x00\x00\x7f\x00" + strings.Repeat("\xa0\xc0", 0x7f00),
 		"unknown array": "\x92\x07\x81\xa1x\xdd\x00\x00\xff\x00" + strings.Repeat("\xc0", 0xff00),
 		"unknown maps":  "\x92\x07\x81\xa1x\xdd\x00\x00\xff\x00" + strings.Repeat("\x80", 0xff00),
 		"filters again": "\x92\x07\xdf\x00\x00\x10\x00" + strings.Repeat("\xa7filters\x91\xa0", 0x1000),
+		"short queues":  "\x92\x14\x81\xa6queues\xdd\x00\x00\x1f\x00" + strings.Repeat("\x81\xa4name\xa1q", 0x1f00),
+		"queues again":  "\x92\x14\xde\x07\x00" + strings.Repeat("\xa6queues\x92\x81\xa4name\xa1q\x81\xa4name\xa1q", 0x700),
 		"a long string": "\x92\x07\x81\xa6policy\xdb\x00\x00\xff\x00" + strings.Repeat("p", 0xff00),
 	} {
 		var err error
-		body := &wire.Subscribe{}
+		body := any(&wire.Subscribe{})
+		if payload[1] == byte(wire.TypeQueued) {
+			body = &wire.Queued{}
+		}
 		got := allocated(func() { err = wire.DecodeCold([]byte(payload), body) })
 		if limit := coldAllocation(len(payload)); err != nil || got > limit {
 			t.Errorf("%s: %v, %d bytes allocated for %d, want %d at most", name, err, got, len(payload), limit)

@@ -6,12 +6,20 @@ import (
 	"fmt"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/postbus/postbus/wire"
 	"github.com/vmihailenco/msgpack/v5"
+)
+
+// The maps of the push in the conversation, and of its delivery.
+var (
+	exampleOptions = wire.AppendOptions(nil, &wire.PublishOptions{ID: "job-7", Priority: 5})
+	exampleInfo    = wire.AppendOptions(nil, &wire.MessageInfo{ID: "job-7", Priority: 5})
 )
 
 // The conversation at the end of docs/PROTOCOL.md.
@@ -20,9 +28,9 @@ var exampleFrames = []struct {
 	typ  wire.Type
 	body any // a pointer to what a decoder gives; of the frames with one number, that
 }{
-	{"client", wire.TypeHello, &wire.Hello{Version: 1, Client: "example"}},
+	{"client", wire.TypeHello, &wire.Hello{Version: 1, Features: []string{wire.FeatureQueues}, Client: "example"}},
 	{"broker", wire.TypeWelcome, &wire.Welcome{
-		Version: 1, Features: []string{}, MaxPacket: 65536, MaxMessage: 1 << 20, Window: 2 << 20,
+		Version: 1, Features: []string{wire.FeatureQueues}, MaxPacket: 65536, MaxMessage: 1 << 20, Window: 2 << 20,
 		Bus: "5f0c9a71", Broker: "0.1.0", UID: 1000, GID: 1000, PID: 4711}},
 	{"client", wire.TypeSubscribe, &wire.Subscribe{Sub: 1, Filters: []string{"build/#"}}},
 	{"broker", wire.TypeSubscribed, &wire.Subscribed{Sub: 1, Seq: 41}},
@@ -36,6 +44,25 @@ var exampleFrames = []struct {
 		Topic: []byte("build/done"), Body: []byte("ok")}},
 	{"client", wire.TypeUnsubscribe, &wire.Unsubscribe{Sub: 1}},
 	{"broker", wire.TypeUnsubscribed, &wire.Unsubscribed{Sub: 1, Delivered: 1}},
+	{"client", wire.TypeQueue, &wire.Queue{
+		Token: 2, Op: wire.OpDeclare, Queue: "jobs", Settings: &wire.QueueSettings{Level: "disk", MaxTries: 3}}},
+	{"broker", wire.TypeQueued, &wire.Queued{Token: 2, Queues: []wire.QueueInfo{{
+		Name: "jobs", Owner: 1000, StoreFree: -1, Settings: wire.QueueSettings{
+			Level: "disk", MaxMessages: 1_000_000, MaxBytes: 1 << 30, WhenFull: wire.WhenFullReject,
+			LeaseMS: 30_000, MaxTries: 3, DedupMS: 120_000}}}}},
+	{"client", wire.TypePublish, &wire.Publish{
+		Topic: []byte("@queue/jobs"), Options: exampleOptions, Body: []byte("resize")}},
+	{"client", wire.TypePing, uint64(3)},
+	{"broker", wire.TypePong, uint64(3)},
+	{"broker", wire.TypeAck, &wire.Ack{UpTo: 2, Queues: 1, Level: wire.LevelDisk}},
+	{"client", wire.TypeConsume, &wire.Consume{Sub: 2, Queue: "jobs", Prefetch: 10}},
+	{"broker", wire.TypeSubscribed, &wire.Subscribed{Sub: 2, Seq: 43}},
+	{"broker", wire.TypeTarget, uint32(2)},
+	{"broker", wire.TypeMessage, &wire.Message{
+		Seq: 1, Time: 1767225601_000000000, UID: 1000, GID: 1000, PID: 4711,
+		Topic: []byte("@queue/jobs"), Info: exampleInfo, Body: []byte("resize")}},
+	{"client", wire.TypeSettle, &wire.Settle{Sub: 2, Verb: wire.VerbAck, First: 1, Last: 1, Reason: []byte{}}},
+	{"broker", wire.TypeSettled, uint64(1)},
 	{"client", wire.TypeGoodbye, &wire.Goodbye{}},
 }
 
@@ -48,11 +75,16 @@ func appendFrame(dst []byte, typ wire.Type, body any) []byte {
 		return wire.AppendMessage(dst, b)
 	case *wire.Ack:
 		return wire.AppendAck(dst, *b)
+	case *wire.Settle:
+		return wire.AppendSettle(dst, b)
 	case uint32:
 		return wire.AppendTarget(dst, b)
 	case uint64:
-		if typ == wire.TypePong {
+		switch typ {
+		case wire.TypePong:
 			return wire.AppendPong(dst, b)
+		case wire.TypeSettled:
+			return wire.AppendSettled(dst, b)
 		}
 		return wire.AppendPing(dst, b)
 	}
@@ -60,12 +92,14 @@ func appendFrame(dst []byte, typ wire.Type, body any) []byte {
 }
 
 // decodeFrame decodes a payload into a new value of the type that like has.
-func decodeFrame(payload []byte, like any) (any, error) {
-	switch like.(type) {
-	case uint32:
+func decodeFrame(payload []byte, typ wire.Type, like any) (any, error) {
+	switch typ {
+	case wire.TypeTarget:
 		return wire.DecodeTarget(payload)
-	case uint64:
+	case wire.TypePing, wire.TypePong:
 		return wire.DecodePing(payload)
+	case wire.TypeSettled:
+		return wire.DecodeSettled(payload)
 	}
 	body := newBody(like)
 	if hot, ok := body.(interface{ Decode([]byte) error }); ok {
@@ -99,7 +133,7 @@ func TestProtocolExample(t *testing.T) {
 			continue
 		}
 		payload := wantPayload(t, line.frame)
-		body, err := decodeFrame(payload, want.body)
+		body, err := decodeFrame(payload, want.typ, want.body)
 		if err != nil || !reflect.DeepEqual(body, want.body) {
 			t.Errorf("%s: got %+v, %v; want %+v", line.name, body, err, want.body)
 			continue
@@ -113,6 +147,67 @@ func TestProtocolExample(t *testing.T) {
 	}
 	if want := writeExample(t); t.Failed() || block != want {
 		t.Errorf("the block as it should be:\n%s", want)
+	}
+}
+
+// Each number that the document gives a name has it here, and each that has one here is
+// in the document.
+func TestProtocolTables(t *testing.T) {
+	document, err := os.ReadFile("../docs/PROTOCOL.md")
+	must(t, err)
+	for _, table := range []struct {
+		head  string
+		first int
+		name  func(n int) string
+	}{
+		{"| no | frame | from | body |", 1, func(n int) string { return wire.Type(n).String() }},
+		{"| reason | | |", 1, func(n int) string { return wire.Reason(n).String() }},
+		{"| code | name | when |", 1, func(n int) string { return wire.Code(n).String() }},
+		{"| no | level | |", 0, func(n int) string { return wire.Level(n).String() }},
+		{"| no | verb | |", 1, func(n int) string { return wire.Verb(n).String() }},
+	} {
+		_, rows, found := strings.Cut(string(document), "\n"+table.head+"\n")
+		rows, _, _ = strings.Cut(rows, "\n\n")
+		n := table.first
+		for row := range strings.Lines(rows) {
+			cells := strings.Split(row, "|")
+			if strings.HasPrefix(row, "| ---") {
+				continue
+			}
+			if got, want := strings.TrimSpace(cells[1]), strconv.Itoa(n); got != want {
+				t.Errorf("under %q: number %s, want %s", table.head, got, want)
+			}
+			if got, want := strings.TrimSpace(cells[2]), table.name(n); got != want {
+				t.Errorf("under %q: %d is %q, want %q", table.head, n, got, want)
+			}
+			n++
+		}
+		// The reason "reconnect" is a client library's own; what has no name is "code 22".
+		if next := table.name(n); !found || !strings.Contains(next, " ") && next != "reconnect" {
+			t.Errorf("under %q: it ends before %d, %q", table.head, n, next)
+		}
+	}
+}
+
+// Every key of a map is in the document.
+func TestProtocolKeys(t *testing.T) {
+	document, err := os.ReadFile("../docs/PROTOCOL.md")
+	must(t, err)
+	words := make(map[string]bool)
+	for _, word := range regexp.MustCompile(`[a-z_]+`).FindAllString(string(document), -1) {
+		words[word] = true
+	}
+	bodies := []any{&wire.PublishOptions{}, &wire.MessageInfo{}, &wire.QueueSettings{}, &wire.QueueInfo{}}
+	for _, c := range coldFrames {
+		bodies = append(bodies, c.body)
+	}
+	for _, body := range bodies {
+		typ := reflect.TypeOf(body).Elem()
+		for i := range typ.NumField() {
+			if key, _, _ := strings.Cut(typ.Field(i).Tag.Get("msgpack"), ","); !words[key] {
+				t.Errorf("%v: key %q is not in the document", typ, key)
+			}
+		}
 	}
 }
 

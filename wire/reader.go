@@ -178,6 +178,17 @@ func (r *reader) mapLen() uint64 {
 	return 0
 }
 
+// arrayLen takes the head of an array and returns how many values follow.
+func (r *reader) arrayLen() uint64 {
+	if c := r.lead(); c&0xf0 == 0x90 {
+		return uint64(c & 0x0f)
+	} else if c == 0xdc || c == 0xdd {
+		return r.size(2 << (c - 0xdc))
+	}
+	r.fail()
+	return 0
+}
+
 // maxDepth bounds how deep arrays and maps may be nested in a frame.
 const maxDepth = 8
 

@@ -1,0 +1,524 @@
+package broker
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vmihailenco/msgpack/v5"
+
+	"github.com/postbus/postbus/broker/internal/queue"
+	"github.com/postbus/postbus/store"
+	"github.com/postbus/postbus/wire"
+)
+
+// stored is a queue as its store has it, read before the loop takes it over.
+type stored struct {
+	store store.Store
+	note  note
+	core  *queue.Queue
+	found bool // there was something
+	junk  int  // messages that are none of this version
+}
+
+// openStore opens the store of a queue and reads what is in it; a new one has nothing.
+// It waits for the disk.
+func openStore(dir, name string, s *wire.QueueSettings, now time.Time) (*stored, error) {
+	st, err := openLevel(dir, name, s)
+	if err != nil {
+		return nil, err
+	}
+	k := &stored{store: st, note: note{Settings: *s}}
+	if err := k.restore(now.UnixNano()); err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	return k, nil
+}
+
+func openLevel(dir, name string, s *wire.QueueSettings) (store.Store, error) {
+	switch store.Level(s.Level) {
+	case store.LevelKernel:
+		return store.OpenSysV(dir, name, nil)
+	case store.LevelDisk:
+		return store.OpenDisk(dir, name, &store.DiskOptions{
+			MaxBytes: diskBytes(s), SyncInterval: time.Duration(s.SyncMS) * time.Millisecond,
+		})
+	}
+	return store.NewMemory(), nil
+}
+
+// diskBytes bounds the files of a disk queue: twice its messages, since half of the
+// log may be dead, and what is not counted as theirs.
+func diskBytes(s *wire.QueueSettings) int64 {
+	return min(2*(s.MaxBytes+64*s.MaxMessages), 1<<60) + 64<<20
+}
+
+// restore reads the store.
+func (k *stored) restore(now int64) error {
+	high := k.store.Stats().High
+	var pending record
+	var seq uint64
+	flush := func(s queue.State) {
+		if seq != 0 {
+			k.core.Restore(seq, &pending.Message, s, !k.note.Clean)
+			seq = 0
+		}
+	}
+	err := k.store.Each(func(e store.Entry) error {
+		switch e.Kind {
+		case store.Settings:
+			k.found = true
+			return msgpack.Unmarshal(e.Data, &k.note)
+		case store.Message:
+			if k.core == nil {
+				k.core = queue.New(coreSettings(&k.note.Settings), high)
+			}
+			flush(queue.State{})
+			if pending.decode(e.Data) != nil {
+				k.junk++
+				return nil
+			}
+			seq = e.Seq
+		case store.State:
+			if s, ok := decodeState(e.Data); ok && e.Seq == seq {
+				flush(s)
+			}
+		case store.Mark:
+			if k.core == nil {
+				k.core = queue.New(coreSettings(&k.note.Settings), high)
+			}
+			flush(queue.State{})
+			if len(e.Data) > 8 {
+				k.core.RestoreMark(e.Seq, string(e.Data[8:]), int64(binary.BigEndian.Uint64(e.Data)))
+			}
+		}
+		return nil
+	})
+	if k.core == nil {
+		k.core = queue.New(coreSettings(&k.note.Settings), high)
+	}
+	flush(queue.State{})
+	return err
+}
+
+// takeQueue makes a queue of what its store had.
+func (l *loop) takeQueue(name string, k *stored) *workQueue {
+	q := &workQueue{
+		name: name, topic: []byte(wire.QueueTopic + name), settings: k.note.Settings, owner: k.note.Owner,
+		level: levelOf(&k.note.Settings), core: k.core, draining: k.note.Draining,
+	}
+	q.keeper.store = k.store
+	if k.note.Paused {
+		q.core.Pause()
+	}
+	if q.level >= wire.LevelDiskInterval {
+		q.start(l.broker)
+	}
+	q.tap = &subscription{tapped: q, filters: append([]string{wire.QueueTopic + name}, q.settings.Bind...)}
+	l.endRun()
+	l.topics.subscribe(q.tap)
+	l.queues[name] = q
+	q.remember(l) // from now on a kill leaves it unclean
+	if err := k.store.Stats().LastLost; err != nil {
+		l.log.Error("messages of a queue are lost", "queue", name, "reason", err)
+		l.announce(q, eventLost, 0, err.Error())
+	}
+	if k.junk > 0 {
+		l.log.Error("a queue has records of another version: they are left alone", "queue", name, "records", k.junk)
+	}
+	q.core.Tick(l.stamp)
+	q.effects(l)
+	return q
+}
+
+// openQueues opens what queues are in the state directory, before the loop runs. One
+// that cannot be opened is there all the same, and says why.
+func (l *loop) openQueues() error {
+	dir := l.opts.StateDir
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("broker: state directory: %w", err)
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("broker: state directory: %w", err)
+	}
+	for _, f := range files {
+		level, name := store.LevelKernel, strings.TrimSuffix(f.Name(), ".key")
+		if f.IsDir() {
+			level, name = store.LevelDisk, strings.TrimSuffix(f.Name(), ".disk")
+		}
+		if name == f.Name() || wire.CheckQueueName(name) != nil || l.queues[name] != nil {
+			continue
+		}
+		l.openQueue(name, level)
+	}
+	return nil
+}
+
+func (l *loop) openQueue(name string, level store.Level) {
+	s, _ := definite(name, &wire.QueueSettings{Level: string(level)})
+	k, err := openStore(l.opts.StateDir, name, &s, l.now)
+	if err == nil && k.found && level == store.LevelDisk && !sameDisk(&k.note.Settings, &s) { // known only now
+		s = k.note.Settings
+		if err = k.store.Close(); err == nil {
+			k, err = openStore(l.opts.StateDir, name, &s, l.now)
+		}
+	}
+	switch {
+	case err != nil:
+		l.log.Error("a queue cannot be opened", "queue", name, "error", err)
+		l.queues[name] = &workQueue{
+			name: name, topic: []byte(wire.QueueTopic + name), settings: s, level: levelOf(&s), owner: uint32(os.Geteuid()),
+			core: queue.New(coreSettings(&s), 0), failed: err, broken: true,
+		}
+	case !k.found: // its declaration was never answered
+		err = errors.Join(k.store.Close(), deleteStore(l.opts.StateDir, name, level))
+		l.log.Warn("what a declaration began is removed", "queue", name, "error", err)
+	default:
+		l.takeQueue(name, k)
+	}
+}
+
+// sameDisk reports whether the stores of two queues are opened alike.
+func sameDisk(a, b *wire.QueueSettings) bool {
+	return a.SyncMS == b.SyncMS && diskBytes(a) == diskBytes(b)
+}
+
+func deleteStore(dir, name string, level store.Level) error {
+	switch level {
+	case store.LevelKernel:
+		return store.DeleteSysV(dir, name)
+	case store.LevelDisk:
+		return store.DeleteDisk(dir, name)
+	}
+	return nil
+}
+
+// findQueue returns the queue of that name.
+func (l *loop) findQueue(name string) (*workQueue, error) {
+	q := l.queues[name]
+	if q == nil || q.deleted || q.opening {
+		return nil, noQueue(name)
+	}
+	return q, nil
+}
+
+// declare makes a queue unless it is there.
+func (l *loop) declare(p *peer, f *wire.Queue) error {
+	if err := wire.CheckQueueName(f.Queue); err != nil {
+		return err
+	}
+	s, err := definite(f.Queue, f.Settings)
+	if err != nil {
+		return err
+	}
+	if q := l.queues[f.Queue]; q != nil {
+		return l.declareAgain(p, f, q, &s)
+	}
+	switch {
+	case len(l.queues) >= l.opts.MaxQueues:
+		return &wire.Error{Code: wire.CodeLimit, Text: fmt.Sprintf("there are %d queues, the broker's limit: delete some, or raise it", len(l.queues))}
+	case s.Level != string(store.LevelMemory) && l.opts.StateDir == "":
+		return badOption("queue %s of level %s: this broker has no state directory to keep it in", f.Queue, s.Level)
+	}
+	owner := p.cred.UID
+	if s.Level == string(store.LevelMemory) {
+		k, err := openStore("", f.Queue, &s, l.now)
+		if err != nil {
+			return err
+		}
+		k.note.Owner = owner
+		l.declared(p, f, l.takeQueue(f.Queue, k))
+		return nil
+	}
+	q := &workQueue{name: f.Queue, settings: s, opening: true, core: queue.New(coreSettings(&s), 0)}
+	l.queues[f.Queue] = q
+	b, dir, now := l.broker, l.opts.StateDir, l.now
+	go func() {
+		k, err := openStore(dir, f.Queue, &s, now)
+		if err == nil {
+			k.note.Owner, k.note.Settings = owner, s
+			data := (&workQueue{settings: s, owner: owner, core: k.core}).note(false)
+			if _, err = k.store.Append([]store.Entry{data}); err == nil {
+				err = k.store.Sync()
+			}
+			if err != nil {
+				err = errors.Join(err, k.store.Close(), deleteStore(dir, f.Queue, store.Level(s.Level)))
+			}
+		}
+		if !b.post(func(l *loop) { l.opened(p, f, q, k, err) }) && err == nil {
+			k.store.Close()
+		}
+	}()
+	return nil
+}
+
+// opened goes on with a declaration whose store was made, or could not be.
+func (l *loop) opened(p *peer, f *wire.Queue, place *workQueue, k *stored, err error) {
+	delete(l.queues, f.Queue)
+	if err != nil {
+		l.log.Error("a queue cannot be made", "queue", f.Queue, "error", err)
+		l.refuseRequest(p, &wire.Error{Code: wire.CodeStore, Text: fmt.Sprintf("queue %s cannot be made: %v", f.Queue, err)}, wire.ErrorBody{Token: f.Token})
+	} else if l.err != nil {
+		k.store.Close()
+		return
+	} else {
+		l.declared(p, f, l.takeQueue(f.Queue, k))
+	}
+	for _, r := range place.waiting { // the same was asked for meanwhile
+		if !r.peer.closed {
+			l.answerQueue(r.peer, r.frame)
+		}
+	}
+}
+
+// declareAgain answers a declaration of what is there already.
+func (l *loop) declareAgain(p *peer, f *wire.Queue, q *workQueue, s *wire.QueueSettings) error {
+	switch {
+	case q.opening && len(q.waiting) >= maxWaiting:
+		return tooManyWait(q)
+	case q.opening:
+		q.waiting = append(q.waiting, queueRequest{p, f})
+		return nil
+	case q.deleted:
+		return &wire.Error{Code: wire.CodeConflict, Text: fmt.Sprintf("queue %s is just being deleted: try again", q.name)}
+	}
+	if d := differences(&q.settings, s); d != "" {
+		return &wire.Error{Code: wire.CodeConflict, Text: fmt.Sprintf("queue %s is there with other settings: %s", q.name, d)}
+	}
+	l.answer(p, &wire.Queued{Token: f.Token, Queues: []wire.QueueInfo{q.info(l)}})
+	return nil
+}
+
+func (l *loop) declared(p *peer, f *wire.Queue, q *workQueue) {
+	l.announce(q, eventCreated, 0, "")
+	if !p.closed {
+		l.answer(p, &wire.Queued{Token: f.Token, Queues: []wire.QueueInfo{q.info(l)}})
+	}
+}
+
+// deleteQueue removes a queue and everything in it.
+func (l *loop) deleteQueue(p *peer, f *wire.Queue, q *workQueue) {
+	q.deleted = true
+	q.waiting = append(q.waiting, queueRequest{p, f})
+	l.endRun()
+	if q.tap != nil {
+		l.topics.unsubscribe(q.tap)
+	}
+	gone := &wire.Error{Code: wire.CodeNotFound, Text: fmt.Sprintf("queue %s was deleted", q.name)}
+	for _, c := range slices.Clone(q.consumers) {
+		peer, id := c.peer, c.id
+		l.closeConsumer(c)
+		l.refuseRequest(peer, gone, wire.ErrorBody{Sub: id})
+	}
+	parked := q.parked
+	q.parked = nil
+	for i := range parked {
+		parked[i].uncharge()
+		q.unpushed(l, parked[i].by, gone)
+	}
+	for _, r := range q.drainers {
+		l.refuseRequest(r.peer, gone, wire.ErrorBody{Token: r.frame.Token})
+	}
+	q.drainers = nil
+	q.commit(l) // pushes and settles before it are answered as they come out, then it goes
+}
+
+// finishDelete removes the store, beside the loop, once nothing is under way in it.
+func (l *loop) finishDelete(q *workQueue) {
+	if q.gathering != nil || q.keeper.busy || q.removing {
+		return
+	}
+	q.removing = true
+	b, dir := l.broker, l.opts.StateDir
+	go func() {
+		q.keeper.end()
+		var err error
+		if q.keeper.store != nil {
+			err = q.keeper.store.Close()
+		}
+		err = errors.Join(err, deleteStore(dir, q.name, store.Level(q.settings.Level)))
+		b.post(func(l *loop) {
+			delete(l.queues, q.name)
+			l.memory -= q.counted
+			l.announce(q, eventDeleted, 0, "")
+			for _, r := range q.waiting {
+				if err != nil {
+					l.refuseRequest(r.peer, &wire.Error{Code: wire.CodeStore, Text: fmt.Sprintf("queue %s is deleted, but not all of its store: %v", q.name, err)}, wire.ErrorBody{Token: r.frame.Token})
+				} else {
+					l.answer(r.peer, &wire.Queued{Token: r.frame.Token})
+				}
+			}
+		})
+	}()
+}
+
+// dropParked forgets the pushes that wait for room. Their clients have no verdict on
+// them, and push them again to the next broker.
+func (l *loop) dropParked() {
+	for _, q := range l.queues {
+		for i := range q.parked {
+			k := &q.parked[i]
+			if k.uncharge(); k.by.peer != nil {
+				k.by.peer.pending--
+			}
+		}
+		q.parked = nil
+	}
+}
+
+// end ends the goroutine of a store, and waits for it.
+func (k *keeper) end() {
+	if k.work != nil {
+		close(k.work)
+		<-k.ended
+		k.work = nil
+	}
+}
+
+// tickQueues does what is due by the queues' clocks.
+func (l *loop) tickQueues() {
+	l.queuesAt = 0
+	for _, q := range l.queues {
+		if q.deleted || q.opening || q.broken {
+			continue
+		}
+		if due := q.core.Due(); due != 0 && due <= l.stamp {
+			q.core.Tick(l.stamp)
+			for _, c := range slices.Clone(q.consumers) {
+				l.finishConsumer(c)
+			}
+			q.effects(l)
+		}
+		l.dueBy(q.core.Due())
+		q.tryAgain(l)
+		if r := q.requeuing; r != nil && r.open == 0 && !r.reading {
+			l.requeueMore(q)
+		}
+	}
+}
+
+// tryAgain has what found no room in the store tried again, and a failed store opened
+// again.
+func (q *workQueue) tryAgain(l *loop) {
+	if q.failed != nil {
+		l.reopen(q)
+		return
+	}
+	if len(q.unsaved) > 0 {
+		c := q.commit(l)
+		c.states = append(q.unsaved, c.states...)
+		q.unsaved = nil
+	}
+	if len(q.parked) > 0 {
+		q.unpark(l)
+		l.dueBy(l.stamp + int64(tryAgain))
+	}
+}
+
+// dueBy sees to it that the queues' clocks are looked at by then; 0: never.
+func (l *loop) dueBy(at int64) {
+	if at != 0 && (l.queuesAt == 0 || at < l.queuesAt) {
+		l.queuesAt = at
+	}
+}
+
+// reopen opens a failed store again, beside the loop. Who had leases has none any more.
+func (l *loop) reopen(q *workQueue) {
+	if q.keeper.busy || q.gathering != nil || q.reopening {
+		l.dueBy(l.stamp + int64(tryAgain))
+		return
+	}
+	q.reopening = true
+	b, dir, now, s := l.broker, l.opts.StateDir, l.now, q.settings
+	old := q.keeper
+	q.keeper = keeper{store: closedStore{}}
+	go func() {
+		old.end()
+		old.store.Close()
+		k, err := openStore(dir, q.name, &s, now)
+		if !b.post(func(l *loop) { l.reopened(q, k, err) }) && err == nil {
+			k.store.Close()
+		}
+	}()
+}
+
+func (l *loop) reopened(q *workQueue, k *stored, err error) {
+	q.reopening = false
+	if err != nil {
+		q.failed = err
+		l.dueBy(l.stamp + int64(tryAgain))
+		return
+	}
+	if l.err != nil || q.deleted {
+		k.store.Close()
+		return
+	}
+	for _, c := range q.consumers {
+		c.leases, c.waiting = k.core.Consumer(), nil
+	}
+	q.failed, q.trouble, q.full = nil, nil, false
+	q.bodies, q.aheadTo, q.unsaved = shelf{}, 0, nil
+	paused := q.core.Paused()
+	if q.core = k.core; paused {
+		q.core.Pause()
+	}
+	q.keeper.store = k.store
+	if q.level >= wire.LevelDiskInterval {
+		q.start(l.broker)
+	}
+	l.log.Info("a queue's store is open again", "queue", q.name)
+	l.announce(q, eventHealed, 0, "")
+	q.effects(l)
+}
+
+// stopQueues gives back what queues hold, at the end of the loop: what was delivered and
+// not settled is told so in the store.
+func (l *loop) stopQueues() {
+	for _, q := range l.queues {
+		if q.opening || q.removing || q.broken || q.reopening {
+			continue
+		}
+		if q.deleted {
+			q.keeper.end()
+			if err := errors.Join(q.keeper.store.Close(), deleteStore(l.opts.StateDir, q.name, store.Level(q.settings.Level))); err != nil {
+				l.log.Error("a queue was not deleted", "queue", q.name, "error", err)
+			}
+			continue
+		}
+		for _, c := range slices.Clone(q.consumers) {
+			l.closeConsumer(c)
+		}
+		q.core.ClearEffects()
+		q.keeper.end() // the commit under way is done, and its outcome posted to nobody
+		c := q.gathering
+		if c == nil {
+			c = new(commit)
+		}
+		c.fetch = fetch{}
+		c.states = append(q.unsaved, c.states...)
+		if q.failed == nil {
+			c.notes = append(c.notes, q.note(true))
+			if c.run(q.keeper.store); c.fatal != nil {
+				l.log.Error("a queue was not closed in order", "queue", q.name, "error", c.fatal)
+			}
+		}
+		if err := q.keeper.store.Close(); err != nil {
+			l.log.Error("a queue was not closed in order", "queue", q.name, "error", err)
+		}
+	}
+}
+
+// closedStore is the store of a queue whose own is being opened again.
+type closedStore struct{ store.Store }
+
+func (closedStore) Read(dst []byte, _ uint64) ([]byte, error) { return dst, store.ErrClosed }
+func (closedStore) Stats() store.Stats                        { return store.Stats{Free: -1} }
+func (closedStore) Close() error                              { return nil }
