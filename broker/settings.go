@@ -30,6 +30,10 @@ const (
 	maxDedup             = 7 * 24 * time.Hour
 	maxSync              = time.Minute
 	maxBind              = 16 << 10 // bytes of all filters of a queue
+
+	// maxMarks is how many ids a queue remembers for dedup, about 100 bytes each: beyond
+	// it the oldest is forgotten before its time.
+	maxMarks = 1_000_000
 )
 
 // definite returns s with every zero field made definite, or says which field cannot
@@ -138,7 +142,7 @@ func differences(there, asked *wire.QueueSettings) string {
 func coreSettings(s *wire.QueueSettings) queue.Settings {
 	ms := func(v int64) time.Duration { return time.Duration(max(v, 0)) * time.Millisecond }
 	return queue.Settings{
-		MaxMessages: int(s.MaxMessages), MaxBytes: s.MaxBytes, DropOld: s.WhenFull == wire.WhenFullDropOld,
+		MaxMessages: int(s.MaxMessages), MaxBytes: s.MaxBytes, MaxMarks: maxMarks, DropOld: s.WhenFull == wire.WhenFullDropOld,
 		Lease: ms(s.LeaseMS), TTL: ms(s.TTLMS), Dedup: ms(s.DedupMS), MaxTries: int(max(s.MaxTries, 0)), Forward: s.DeadLetter != "",
 	}
 }

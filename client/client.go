@@ -23,7 +23,7 @@ type Client struct {
 	stop    context.CancelFunc // ends a reconnection
 	done    chan struct{}      // closed when both goroutines have ended for good
 
-	mu       sync.Mutex // guards what follows; taken before a Subscription's, never after
+	mu       sync.Mutex // guards what follows; taken before a feed's, never after
 	work     sync.Cond  // the writer waits for something pending
 	idle     bool       // the writer waits
 	conn     *connection
@@ -32,13 +32,16 @@ type Client struct {
 	err      error // set when the client has ended
 	out      outbox
 	topic    []byte // the last that was published to
-	verdicts queue[verdict]
-	pongs    queue[pong]
+	verdicts fifo[verdict]
+	pongs    fifo[pong]
 	refused  RefusedError // what nobody has been told of
-	subs     map[uint32]*Subscription
+	streams  map[uint32]stream
 	lastSub  uint32
 	awaits   map[uint64]*await
-	lastWait uint64
+	requests map[uint64]*request
+	lastWait uint64  // the last token of an await or a request
+	queues   bool    // the broker has them
+	settles  settles // of the present connection
 }
 
 // Server is what the client knows of its broker.
@@ -115,11 +118,12 @@ func newClient(opts *Options) (*Client, error) {
 		return nil, err
 	}
 	c := &Client{
-		opts:   o,
-		log:    o.Logger,
-		done:   make(chan struct{}),
-		subs:   make(map[uint32]*Subscription),
-		awaits: make(map[uint64]*await),
+		opts:     o,
+		log:      o.Logger,
+		done:     make(chan struct{}),
+		streams:  make(map[uint32]stream),
+		awaits:   make(map[uint64]*await),
+		requests: make(map[uint64]*request),
 	}
 	c.work.L = &c.mu
 	_, _ = rand.Read(c.session[:]) // it never fails, as of Go 1.24
@@ -224,18 +228,14 @@ func (c *Client) gone() error {
 	return c.err
 }
 
-// Drain ends the client in order: it drains every subscription, flushes what was
-// published, and closes. What it brought for the subscriptions can still be read
-// afterwards, and then ErrDrained. It does not need anybody to read meanwhile. The
-// client is closed in any case, at the latest when ctx ends; the error is the first
-// that occurred.
+// Drain ends the client in order: it drains every subscription and consumer, flushes
+// what was published, and closes. What it brought for the subscriptions can still be
+// read afterwards, and then ErrDrained. It does not need anybody to read meanwhile,
+// but for consumers it waits until what was given out is settled. The client is closed
+// in any case, at the latest when ctx ends; the error is the first that occurred.
 func (c *Client) Drain(ctx context.Context) error {
 	var errs []error
-	subs := c.openSubscriptions()
-	for _, s := range subs {
-		s.startDrain()
-	}
-	for _, s := range subs {
+	for _, s := range c.startDrain() {
 		errs = append(errs, s.Drain(ctx))
 	}
 	errs = append(errs, c.Flush(ctx))
@@ -248,20 +248,21 @@ func (c *Client) Drain(ctx context.Context) error {
 	return nil
 }
 
-func (c *Client) openSubscriptions() []*Subscription {
+// startDrain begins to drain all streams, and returns those that now end.
+func (c *Client) startDrain() (streams []stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var subs []*Subscription
-	for _, s := range c.subs {
-		if s.state == open || s.state == draining {
-			subs = append(subs, s)
+	for _, s := range c.streams {
+		if s.startDrain() {
+			streams = append(streams, s)
 		}
 	}
-	return subs
+	return streams
 }
 
-// Close ends the client. What was published is still written if that takes less than
-// half a second, but Close does not wait for the broker's answers: Flush or Drain do.
+// Close ends the client. What was published or settled is still written if that takes
+// less than half a second, but Close does not wait for the broker's answers: Flush or
+// Drain do.
 // Calls that wait return ErrClosed, and so does Next on every subscription.
 //
 // It may be called any number of times, from anywhere, and returns when the client's

@@ -105,6 +105,9 @@ func (c *Client) takePending(cn *connection) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.conn == cn {
+		if !cn.finished {
+			c.writeSettles()
+		}
 		if chunk := c.out.take(); chunk != nil {
 			return chunk
 		}
@@ -134,6 +137,7 @@ func (c *Client) wakeWriter() {
 
 // finish makes GOODBYE the last frame the writer writes, soon or never; mu is held.
 func (c *Client) finish(cn *connection, goodbye *wire.Goodbye) {
+	c.writeSettles()
 	c.out.pending.frames = wire.AppendCold(c.out.pending.frames, wire.TypeGoodbye, goodbye)
 	cn.finished = true
 	c.idle = false

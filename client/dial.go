@@ -181,7 +181,7 @@ func (c *Client) greet(ctx context.Context, conn *net.UnixConn, address string) 
 		conn:    conn,
 		reader:  wire.NewReader(conn, true),
 		address: address,
-		inbox:   inbox{targets: make(map[uint32]*Subscription)},
+		inbox:   inbox{targets: make(map[uint32]receiver)},
 	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	err := cn.hello()
@@ -197,10 +197,11 @@ func (c *Client) greet(ctx context.Context, conn *net.UnixConn, address string) 
 
 func (cn *connection) hello() error {
 	hello := wire.Hello{
-		Version: wire.Version,
-		Client:  cn.client.opts.Name,
-		Session: cn.client.session[:],
-		Restore: cn.client.toRestore(),
+		Version:  wire.Version,
+		Features: []string{wire.FeatureQueues},
+		Client:   cn.client.opts.Name,
+		Session:  cn.client.session[:],
+		Restore:  cn.client.toRestore(),
 	}
 	frame := wire.AppendCold(nil, wire.TypeHello, &hello)
 	// A broker that takes no more connections says so and closes without reading; what
@@ -243,8 +244,13 @@ func (cn *connection) welcomed(payload []byte) error {
 }
 
 // toRestore returns how many subscriptions the client opens at once on a new connection.
-func (c *Client) toRestore() int {
+func (c *Client) toRestore() (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.subs)
+	for _, s := range c.streams {
+		if _, ok := s.(*Subscription); ok {
+			n++
+		}
+	}
+	return n
 }

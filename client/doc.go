@@ -1,5 +1,5 @@
 // Package client speaks to a postbus broker: it publishes messages to topics and
-// subscribes to them.
+// subscribes to them, and it pushes messages to queues and works them off.
 //
 //	bus, err := client.Dial(ctx, nil)
 //	if err != nil {
@@ -40,18 +40,42 @@
 // as its error, and the next call goes on behind it. A program that can do without
 // the missing messages goes on; it cannot fail to see them by accident.
 //
+// # Queues
+//
+// A message pushed to a queue waits there until somebody has settled it:
+//
+//	jobs := bus.Queue("jobs")
+//	if _, err := jobs.Push(ctx, []byte("resize 17.png"), nil); err != nil {
+//		return err
+//	}
+//	work, err := jobs.Consume(ctx, nil)
+//	if err != nil {
+//		return err
+//	}
+//	for job, err := range work.Deliveries(ctx) {
+//		...
+//		err = job.Ack() // or Nack: again, later; or Reject: never
+//	}
+//
+// The [Receipt] of [Queue.Push] tells at which [Level] the message is kept. A delivery is
+// leased to its consumer until it is settled or the lease runs out, and comes again
+// then: a queue delivers at least once. [Delivery.Ack] does not wait; [Consumer.Flush]
+// does, for all of them, and [Delivery.AckWait] for one.
+//
 // # Losing the connection
 //
 // A client that lost its connection makes it again, with back-off, opens its
-// subscriptions again and sends once more what was not answered (marked as
-// [Message].Redelivered for those who get it). Each subscription that may have missed
-// something is told so by a Gap with [ReasonReconnect]. Calls that wait go on waiting
-// across this, until their context ends. [Options].NoReconnect turns it off.
-// [Client.Done] and [Client.Err] tell when a client has ended for good.
+// subscriptions and consumers again and sends once more what was not answered (marked
+// as [Message].Redelivered for those who get it). Each subscription that may have
+// missed something is told so by a Gap with [ReasonReconnect], each consumer whose
+// leases are gone by a [*LeasesLost]. Calls that wait go on waiting across this, until
+// their context ends, but for those that change a queue as a whole: they return
+// [ErrDisconnected]. [Options].NoReconnect turns it off. [Client.Done] and [Client.Err]
+// tell when a client has ended for good.
 //
 // # Concurrency
 //
-// All methods of Client and Subscription may be called from any number of goroutines.
+// All methods of this package's types may be called from any number of goroutines.
 // Options are copied on entry. A client has two goroutines, one that reads the
 // connection (and makes it again) and one that writes to it; [Client.Close] returns
 // when both have ended.

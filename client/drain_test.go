@@ -28,7 +28,7 @@ func TestCloseWhileDraining(t *testing.T) {
 				}
 			}
 		})
-		for i := range 60 {
+		for i := range 30 {
 			s := subscribe(t, c, "t/#", &client.SubscribeOptions{BufferMessages: 50, Credit: []int{0, 1000, -1}[i%3]})
 			if _, err := s.Next(t.Context()); err != nil {
 				var gap *client.Gap

@@ -17,14 +17,15 @@ var (
 	ErrVersion = errors.New("client: no protocol version in common")
 )
 
-// Errors of a client or subscription that has ended.
+// Errors of a client, subscription or consumer that has ended.
 var (
-	// ErrClosed says that the program closed the client or the subscription.
+	// ErrClosed says that the program closed the client, the subscription or the
+	// consumer.
 	ErrClosed = errors.New("client: closed")
 
-	// ErrDrained is the last that Next returns on a subscription after Drain, when
-	// every message was given out.
-	ErrDrained = errors.New("client: subscription drained")
+	// ErrDrained is the last that Next returns after Drain: on a subscription when
+	// every message was given out, on a consumer at once.
+	ErrDrained = errors.New("client: drained")
 
 	// ErrDisconnected says that the connection was lost and not made again: because
 	// of NoReconnect, on a connection given to NewClient, or after ReconnectFor.
@@ -56,6 +57,37 @@ var (
 	ErrBroker       = errors.New("client: broker failed")
 )
 
+// Errors of queues, with a *wire.Error inside when the broker said so.
+var (
+	// ErrNotFound says that there is no queue of that name, or not any more.
+	ErrNotFound = errors.New("client: no such queue")
+
+	// ErrQueueFull says that a queue holds as much as it may, and rejects pushes then.
+	ErrQueueFull = errors.New("client: queue full")
+
+	// ErrConflict says that the queue is not as it would have to be: it was declared
+	// with other settings, which the broker's words name, or its Drain was ended by a
+	// Resume.
+	ErrConflict = errors.New("client: conflict")
+
+	// ErrStore says that a queue could not keep a message, or what became of it: no
+	// space, or what it is kept in is damaged.
+	ErrStore = errors.New("client: queue's store failed")
+
+	// ErrDraining says that the queue is being drained and takes no pushes.
+	ErrDraining = errors.New("client: queue is draining")
+
+	// ErrLeaseLost says that a delivery is not this consumer's any more: its lease ran
+	// out or ended with the connection, and it may have been delivered again.
+	ErrLeaseLost = errors.New("client: lease lost")
+
+	// ErrSettled says that the program has settled this delivery before.
+	ErrSettled = errors.New("client: delivery settled already")
+
+	// ErrUnsupported says that the broker is older than what was asked of it.
+	ErrUnsupported = errors.New("client: broker has no queues")
+)
+
 // sentinels names the error for each code of the protocol.
 var sentinels = map[wire.Code]error{
 	wire.CodeMalformed:    ErrProtocol,
@@ -71,9 +103,14 @@ var sentinels = map[wire.Code]error{
 	wire.CodeShutdown:     ErrShutdown,
 	wire.CodeTimeout:      ErrTimeout,
 	wire.CodeInternal:     ErrBroker,
-	wire.CodeNotFound:     ErrBroker,
+	wire.CodeNotFound:     ErrNotFound,
 	wire.CodeExists:       ErrBroker,
 	wire.CodeBadOption:    ErrBadOption,
+	wire.CodeFull:         ErrQueueFull,
+	wire.CodeConflict:     ErrConflict,
+	wire.CodeLeaseLost:    ErrLeaseLost,
+	wire.CodeStore:        ErrStore,
+	wire.CodeDraining:     ErrDraining,
 }
 
 // withSentinel puts the sentinel of a *wire.Error's code in front of it.
@@ -116,3 +153,39 @@ func (e *RefusedError) Error() string {
 
 // Unwrap returns the reason of the first refusal.
 func (e *RefusedError) Unwrap() error { return e.First }
+
+// maxLeaseErrorSeqs bounds LeaseError.Seqs.
+const maxLeaseErrorSeqs = 1000
+
+// LeaseError tells of deliveries that were settled in vain: their leases had run out, or
+// the queue did not keep it. They may be delivered again. Consumer.Flush, Drain and
+// Close return it, each delivery once.
+type LeaseError struct {
+	Queue string
+
+	// Count is how many they are. Where the broker refused more than it named, of what
+	// it was told at once, all that it may have been are counted.
+	Count int
+
+	Seqs  []uint64 // of the first 1000 of them
+	First error    // why the first of them was refused; errors.Is and As look into it
+}
+
+// Error returns a sentence with the number, the first ten seqs and the first reason.
+func (e *LeaseError) Error() string {
+	return fmt.Sprintf("client: %d deliveries of queue %q were settled in vain, seq %d: %v", e.Count, e.Queue, e.Seqs[:min(len(e.Seqs), 10)], e.First)
+}
+
+// Unwrap returns the reason of the first.
+func (e *LeaseError) Unwrap() error { return e.First }
+
+// add counts one message that was settled in vain.
+func (e *LeaseError) add(seq uint64, reason error) {
+	if e.Count == 0 {
+		e.First = reason
+	}
+	e.Count++
+	if len(e.Seqs) < maxLeaseErrorSeqs {
+		e.Seqs = append(e.Seqs, seq)
+	}
+}

@@ -168,3 +168,85 @@ func ExampleGap() {
 	// missed 98: latest
 	// 99
 }
+
+// A worker: what it has done is acked, what it cannot do now comes again later, and
+// what nobody can do is set aside.
+func ExampleQueue_Consume() {
+	bus, done := connectExample()
+	defer done()
+	ctx := context.Background()
+	jobs := bus.Queue("jobs")
+	if _, err := jobs.Declare(ctx, nil); err != nil {
+		log.Fatal(err)
+	}
+	for _, job := range []string{"resize 17.png", "fly", "resize 18.png"} {
+		if err := jobs.PushAsync(ctx, []byte(job), nil); err != nil {
+			log.Fatal(err)
+		}
+	}
+	work, err := jobs.Consume(ctx, &client.ConsumeOptions{ExtendLeases: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for job, err := range work.Deliveries(ctx) {
+		if lost, ok := errors.AsType[*client.LeasesLost](err); ok {
+			log.Print(lost) // these may come again
+			continue
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+		if string(job.Body) == "fly" {
+			err = job.Reject("no wings")
+		} else {
+			fmt.Printf("done: %s\n", job.Body)
+			err = job.Ack()
+		}
+		if err != nil {
+			log.Print(err) // its lease is lost: somebody else does it
+		}
+		if string(job.Body) == "resize 18.png" {
+			break
+		}
+	}
+	if err := work.Drain(ctx); err != nil {
+		log.Fatal(err)
+	}
+	for dead, err := range jobs.Peek(ctx, &client.PeekOptions{State: "dead"}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("dead: %s: %s\n", dead.Body, dead.Reason)
+	}
+	// Output:
+	// done: resize 17.png
+	// done: resize 18.png
+	// dead: fly: rejected: no wings
+}
+
+// With an id, a message that may have been pushed already can be pushed again.
+func ExampleQueue_Push() {
+	bus, done := connectExample()
+	defer done()
+	ctx := context.Background()
+	orders := bus.Queue("orders")
+	if _, err := orders.Declare(ctx, nil); err != nil {
+		log.Fatal(err)
+	}
+	for range 2 {
+		receipt, err := orders.Push(ctx, []byte("two of these"), &client.PushOptions{ID: "order 4711"})
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println("kept:", receipt.Level)
+	}
+	info, err := orders.Info(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("waiting:", info.Ready)
+	// Output:
+	// kept: memory
+	// kept: memory
+	// waiting: 1
+}

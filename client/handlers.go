@@ -20,6 +20,8 @@ var handlers = [wire.NumTypes]func(*connection, []byte) error{
 	wire.TypeUnsubscribed: (*connection).handleUnsubscribed,
 	wire.TypeAwaited:      (*connection).handleAwaited,
 	wire.TypeGoodbye:      (*connection).handleGoodbye,
+	wire.TypeQueued:       (*connection).handleQueued,
+	wire.TypeSettled:      (*connection).handleSettled,
 }
 
 // errGoodbye ends readLoop after a GOODBYE.
@@ -48,39 +50,26 @@ func (cn *connection) handleTarget(payload []byte) error {
 	if err != nil {
 		return err
 	}
-	s := cn.targets[number]
-	if s == nil {
+	r := cn.targets[number]
+	if r == nil {
+		r = cn.aimPeek(number)
+	}
+	if r == nil {
 		return broken("a TARGET for subscription %d, which is not open", number)
 	}
-	cn.aim(s)
+	cn.aim(r)
 	return nil
 }
 
 func (cn *connection) handleMessage(payload []byte) error {
-	var m wire.Message
+	m := &cn.message
 	if err := m.Decode(payload); err != nil {
 		return err
 	}
 	if cn.target == nil {
 		return broken("a MESSAGE before a TARGET")
 	}
-	redelivered := false
-	if m.Info != nil {
-		var err error
-		if redelivered, err = decodeInfo(m.Info); err != nil {
-			return err
-		}
-	}
-	cn.put(&m, redelivered, wire.HeaderSize+len(payload))
-	return nil
-}
-
-// decodeInfo is apart so that what it decodes into, which escapes, is not allocated
-// for each message.
-func decodeInfo(raw []byte) (redelivered bool, err error) {
-	var info wire.MessageInfo
-	err = wire.DecodeOptions(raw, &info)
-	return info.Redelivered, err
+	return cn.target.put(&cn.inbox, m, wire.HeaderSize+len(payload))
 }
 
 func (cn *connection) handleGap(payload []byte) error {
@@ -88,11 +77,11 @@ func (cn *connection) handleGap(payload []byte) error {
 	if err := g.Decode(payload); err != nil {
 		return err
 	}
-	s := cn.targets[g.Sub]
-	if s == nil {
+	s, ok := cn.targets[g.Sub].(*Subscription)
+	if !ok {
 		return broken("a GAP for subscription %d, which is not open", g.Sub)
 	}
-	cn.putGap(s, &Gap{First: g.First, Last: g.Last, Count: g.Count, Reason: g.Reason})
+	s.putGap(&cn.inbox, &Gap{First: g.First, Last: g.Last, Count: g.Count, Reason: g.Reason})
 	return nil
 }
 
@@ -104,7 +93,7 @@ func (cn *connection) handleAck(payload []byte) error {
 	c := cn.client
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.acked(a.UpTo, Receipt{Subscribers: int(a.Subscribers), Queues: int(a.Queues)})
+	return c.acked(a.UpTo, Receipt{Subscribers: int(a.Subscribers), Queues: int(a.Queues), Level: a.Level})
 }
 
 func (cn *connection) handleError(payload []byte) error {
@@ -117,14 +106,12 @@ func (cn *connection) handleError(payload []byte) error {
 	switch {
 	case body.Publish != 0:
 		return cn.refused(body.Publish, reason)
+	case body.Settle != 0:
+		return cn.settleRefused(body.Settle, body.Lost, reason)
 	case body.Sub != 0:
-		c.mu.Lock()
-		defer c.mu.Unlock()
 		cn.lose(body.Sub, reason)
 	case body.Token != 0:
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.awaited(body.Token, 0, reason)
+		cn.requestRefused(body.Token, reason)
 	default:
 		c.log.Warn("the broker refused something it did not name", "error", reason)
 	}
@@ -158,8 +145,7 @@ func (cn *connection) handlePong(payload []byte) error {
 	return nil
 }
 
-// handleSubscribed opens a subscription for messages. One that was open on an earlier
-// connection may have missed some: all that it is not known to have seen.
+// handleSubscribed opens a stream for messages.
 func (cn *connection) handleSubscribed(payload []byte) error {
 	var body wire.Subscribed
 	if err := wire.DecodeCold(payload, &body); err != nil {
@@ -168,23 +154,12 @@ func (cn *connection) handleSubscribed(payload []byte) error {
 	c := cn.client
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.subs[body.Sub]
+	s := c.streams[body.Sub]
 	if s == nil || cn.targets[body.Sub] != nil {
 		return broken("SUBSCRIBED for subscription %d, which was not asked for", body.Sub)
 	}
 	cn.targets[body.Sub] = s
-	switch {
-	case s.bus == "":
-	case s.bus != cn.welcome.Bus:
-		cn.putGap(s, &Gap{Reason: ReasonReconnect})
-	case s.seen < body.Seq:
-		cn.putGap(s, &Gap{First: s.seen + 1, Last: body.Seq, Reason: ReasonReconnect})
-	}
-	s.bus, s.seen = cn.welcome.Bus, body.Seq
-	if s.state == opening {
-		s.state = open
-		s.opened.settle(struct{}{}, nil)
-	}
+	s.confirm(cn, body.Seq)
 	return nil
 }
 
@@ -193,31 +168,23 @@ func (cn *connection) handleUnsubscribed(payload []byte) error {
 	if err := wire.DecodeCold(payload, &body); err != nil {
 		return err
 	}
-	c := cn.client
-	c.log.Debug("subscription ended", "sub", body.Sub,
+	cn.client.log.Debug("subscription ended", "sub", body.Sub,
 		"delivered", body.Delivered, "dropped", body.Dropped, "discarded", body.Discarded)
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	cn.lose(body.Sub, ErrDrained)
 	return nil
 }
 
-// lose ends subscription number behind what has arrived for it; Client.mu is held. A
-// number that is unknown was refused before the program's UNSUBSCRIBE got there.
+// lose ends a stream behind what has arrived for it. A number that is unknown was
+// refused before the program's UNSUBSCRIBE got there.
 func (cn *connection) lose(number uint32, err error) {
-	s := cn.client.subs[number]
-	if s == nil {
-		return
-	}
 	cn.deliver()
-	delete(cn.targets, number)
-	if cn.target == s {
-		cn.aim(nil)
+	c := cn.client
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.streams[number]; s != nil {
+		cn.forget(number)
+		s.end(err)
 	}
-	if s.state == closing {
-		err = ErrClosed
-	}
-	cn.client.retire(s, nil, err)
 }
 
 func (cn *connection) handleAwaited(payload []byte) error {
@@ -241,8 +208,10 @@ func (cn *connection) handleGoodbye(payload []byte) error {
 	}
 	cn.goodbye = &body
 	if body.Code == wire.CodeShutdown {
-		for _, s := range cn.targets {
-			s.seen = max(s.seen, body.Seq)
+		for _, r := range cn.targets {
+			if s, ok := r.(*Subscription); ok {
+				s.seen = max(s.seen, body.Seq)
+			}
 		}
 	}
 	return errGoodbye

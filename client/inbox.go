@@ -6,81 +6,78 @@ import (
 	"github.com/postbus/postbus/wire"
 )
 
-// inbox gathers the messages of one read for their subscriptions, so that each of
-// these is locked and woken once for all of them. It belongs to readLoop.
+// receiver is what a broker may send messages for. Its methods are readLoop's to call.
+type receiver interface {
+	// put takes a message that has frame bytes on the wire. It does not keep m.
+	put(in *inbox, m *wire.Message, frame int) error
+
+	// deliver hands over what put took since the last call. Client.mu must not be held.
+	deliver()
+}
+
+// inbox gathers the messages of one read for their receivers, so that each of these is
+// locked and woken once for all of them. It belongs to readLoop.
 type inbox struct {
-	targets map[uint32]*Subscription // those that the broker may send messages for
-	target  *Subscription            // whose messages come now
-	touched []*Subscription          // those with something in their arriving
-	block   []Message                // where messages are put, one behind the other
-	extend  bool                     // the next message continues the newest batch of target
+	targets map[uint32]receiver // those that the broker may send messages for
+	target  receiver            // whose messages come now; nil for nobody
+	touched []receiver          // those with something to deliver
+	extend  bool                // the next message continues the newest batch of target
 	topics  topics
+
+	// Blocks are where items are put, one behind the other.
+	messages   []Message
+	deliveries []Delivery
+
+	// What is at hand. They are here so that they are not allocated for each message.
+	message wire.Message
+	info    wire.MessageInfo
 }
 
-// A batch is messages, then perhaps a gap. The messages are a part of a block.
-type batch struct {
-	messages []Message
-	gap      *Gap
-}
+// Blocks hold what fits 16 KiB, a size that Go's allocator has.
+const (
+	messageBlock  = 136
+	deliveryBlock = 63
+)
 
-// blockSize is how many messages are allocated at once: what fits 16 KiB, a size that
-// Go's allocator has.
-const blockSize = 136
-
-// aim makes s the target of the messages that follow.
-func (in *inbox) aim(s *Subscription) {
-	if in.target != s {
-		in.target, in.extend = s, false
+// aim makes r the target of the messages that follow.
+func (in *inbox) aim(r receiver) {
+	if in.target != r {
+		in.target, in.extend = r, false
 	}
 }
 
-// put adds a message for the target, which takes frame bytes on the wire.
-func (in *inbox) put(w *wire.Message, redelivered bool, frame int) {
-	if len(in.block) == cap(in.block) {
-		in.block, in.extend = make([]Message, 0, blockSize), false
-	}
-	n := len(in.block)
-	in.block = append(in.block, Message{
-		Seq:         w.Seq,
-		Time:        time.Unix(0, w.Time),
-		From:        Peer{UID: w.UID, GID: w.GID, PID: w.PID},
-		Redelivered: redelivered,
-		Topic:       in.topics.intern(w.Topic),
-		Body:        w.Body,
-		headers:     w.Headers,
-		size:        frame,
-	})
-	a := &in.target.arriving
-	if in.extend {
-		last := &a.batches[len(a.batches)-1]
-		last.messages = last.messages[:len(last.messages)+1]
-	} else {
-		in.touch(in.target)
-		a.batches = append(a.batches, batch{messages: in.block[n : n+1]})
-		in.extend = true
-	}
-	a.count++
-	a.bytes += frame
-	in.target.seen = w.Seq
-}
-
-// putGap adds a gap for s.
-func (in *inbox) putGap(s *Subscription, gap *Gap) {
-	in.touch(s)
-	s.arriving.batches = append(s.arriving.batches, batch{gap: gap})
-	in.extend = false
-}
-
-func (in *inbox) touch(s *Subscription) {
-	if len(s.arriving.batches) == 0 {
-		in.touched = append(in.touched, s)
+// forget ends number as a target.
+func (in *inbox) forget(number uint32) {
+	if r, ok := in.targets[number]; ok {
+		delete(in.targets, number)
+		if in.target == r {
+			in.aim(nil)
+		}
 	}
 }
 
-// deliver hands everything to the subscriptions.
+// decode reads an info map; the result is valid until the next call.
+func (in *inbox) decode(raw []byte) (*wire.MessageInfo, error) {
+	in.info = wire.MessageInfo{}
+	err := wire.DecodeOptions(raw, &in.info)
+	return &in.info, err
+}
+
+// fill sets what is in w itself. m must be zero.
+func (in *inbox) fill(m *Message, w *wire.Message, frame int) {
+	m.Seq = w.Seq
+	m.Time = time.Unix(0, w.Time)
+	m.From = Peer{UID: w.UID, GID: w.GID, PID: w.PID}
+	m.Topic = in.topics.intern(w.Topic)
+	m.Body = w.Body
+	m.headers = w.Headers
+	m.size = frame
+}
+
+// deliver hands everything to the receivers.
 func (in *inbox) deliver() {
-	for i, s := range in.touched {
-		s.deliver()
+	for i, r := range in.touched {
+		r.deliver()
 		in.touched[i] = nil
 	}
 	in.touched, in.extend = in.touched[:0], false

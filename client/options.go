@@ -159,3 +159,118 @@ type SubscribeOptions struct {
 	// NoLocal leaves out what this client publishes itself.
 	NoLocal bool
 }
+
+// Level says what the messages of a queue survive.
+type Level = wire.Level
+
+// The levels, the weakest first.
+const (
+	LevelNone         = wire.LevelNone         // of a receipt: no queue took the message
+	LevelMemory       = wire.LevelMemory       // nothing: they are in the broker's memory
+	LevelKernel       = wire.LevelKernel       // the broker's end, kill -9 too; not a reboot
+	LevelDiskInterval = wire.LevelDiskInterval // that, and a loss of power but for the last moments
+	LevelDisk         = wire.LevelDisk         // a loss of power
+)
+
+// QueueOptions is what a queue is declared with. Each zero field means the default its
+// comment gives.
+type QueueOptions struct {
+	// Level is where messages are kept: "memory", "kernel" or "disk". "" means memory.
+	Level string
+
+	// Bind are filters: what is published to a topic that matches one of them is
+	// pushed to the queue too.
+	Bind []string
+
+	// MaxMessages and MaxBytes bound what the queue holds; bytes are those of bodies
+	// and headers. 0 means 1,000,000 messages, and 256 MiB in memory, 1 GiB on disk,
+	// what the kernel gives in the kernel.
+	MaxMessages int
+	MaxBytes    int64
+
+	// WhenFull is what becomes of a push to a full queue: "reject" (its error is
+	// ErrQueueFull), "block" (it waits) or "drop-old" (the oldest messages go). ""
+	// means reject.
+	WhenFull string
+
+	// Lease is how long a delivered message is its consumer's alone; then it is
+	// delivered again. 0 means 30 s.
+	Lease time.Duration
+
+	// MaxTries is how often a message is delivered before it becomes a dead letter.
+	// 0 means 10; a negative number means no limit.
+	MaxTries int
+
+	// DeadLetter names the queue that takes this one's dead letters. "" means that
+	// they are set aside in the queue itself.
+	DeadLetter string
+
+	// TTL is how long a message waits that does not say itself; then it is dropped.
+	// 0 means for ever.
+	TTL time.Duration
+
+	// Dedup is how long the ids of messages are remembered. 0 means 2 minutes; a
+	// negative value means not at all.
+	Dedup time.Duration
+
+	// SyncInterval, for level disk, has the broker acknowledge pushes before the disk
+	// has them and sync that often. 0 means that it syncs first.
+	SyncInterval time.Duration
+}
+
+// PushOptions adjusts one message pushed to a queue.
+type PushOptions struct {
+	// Headers go with the message: 16 KiB encoded at most.
+	Headers map[string]string
+
+	// ID makes it safe to push again what may have arrived: a second message with the
+	// same id is acknowledged and dropped, as long as the queue remembers the first
+	// (QueueOptions.Dedup). 128 bytes at most.
+	ID string
+
+	// Key keeps the order of those who share it: only one message of a key is in
+	// flight at a time. 256 bytes at most.
+	Key string
+
+	// Priority is 0 to 9; messages with a higher one come first.
+	Priority int
+
+	// Delay and At, of which one may be given, say when the message is to be
+	// delivered at the earliest.
+	Delay time.Duration
+	At    time.Time
+
+	// TTL is how long it waits to be delivered; then it is dropped. 0 means the
+	// queue's.
+	TTL time.Duration
+}
+
+// ConsumeOptions adjusts one consumer. Each zero field means the default its comment
+// gives.
+type ConsumeOptions struct {
+	// Prefetch is how many messages this consumer has leases on at most, those that
+	// wait in this process until Next takes them included. 0 means 64; 65,535 is the
+	// most.
+	Prefetch int
+
+	// Lease is how long a delivery is this consumer's alone. 0 means the queue's.
+	Lease time.Duration
+
+	// ExtendLeases extends the leases of deliveries that Next has given out, as long
+	// as they are not settled. Those that still wait in this process are not extended,
+	// so that others get them when this one is too slow.
+	ExtendLeases bool
+}
+
+// PeekOptions says which messages of a queue are looked at.
+type PeekOptions struct {
+	// State is "ready", "delayed", "leased" or "dead"; "" means all but the dead
+	// letters.
+	State string
+
+	// From is the seq to begin at.
+	From uint64
+
+	// Limit is how many there are at most. 0 means all.
+	Limit int
+}

@@ -18,16 +18,16 @@ import (
 // What was pending while it wrote is the next chunk, and so goes out in one write.
 // Control frames lie between the PUBLISH frames; they are passed over.
 type outbox struct {
-	pending chunk        // what is being filled
-	full    queue[chunk] // what was filled before it
-	sent    queue[chunk]
+	pending chunk       // what is being filled
+	full    fifo[chunk] // what was filled before it
+	sent    fifo[chunk]
 	writing bool   // the newest chunk of sent is being written
 	held    []byte // PUBLISH frames that wait for the window, before all new ones
 	spare   [][]byte
 
 	window int // most bytes of PUBLISH frames on the connection without a verdict
 	open   int // how many there are in pending and sent
-	turns  queue[*turn]
+	turns  fifo[*turn]
 
 	// Publishes are numbered over all connections; the broker's numbers begin again
 	// at each.

@@ -9,8 +9,9 @@ import (
 
 // Receipt says who took a message.
 type Receipt struct {
-	Subscribers int // subscriptions it was routed to
-	Queues      int // queues it was stored in
+	Subscribers int   // subscriptions it was routed to
+	Queues      int   // queues that keep it
+	Level       Level // what it survives there: the lowest of those queues
 }
 
 // verdict is somebody waiting for the broker's answer to publish number at, or to
@@ -37,7 +38,11 @@ var requireSubscriber = wire.AppendOptions(nil, &wire.PublishOptions{RequireSub:
 // It keeps neither body nor opts. It may be called by several goroutines; messages of
 // one goroutine keep their order.
 func (c *Client) Publish(ctx context.Context, topic string, body []byte, opts *PublishOptions) error {
-	_, err := c.publish(ctx, topic, body, opts, false)
+	p := wire.Publish{Body: body}
+	if err := opts.encode(&p); err != nil {
+		return err
+	}
+	_, err := c.publish(ctx, topic, &p, false)
 	return err
 }
 
@@ -49,10 +54,19 @@ func (c *Client) Publish(ctx context.Context, topic string, body []byte, opts *P
 // ends first, or the client does, the message may or may not have been routed; a
 // refusal that comes later is reported as for Publish.
 func (c *Client) PublishWait(ctx context.Context, topic string, body []byte, opts *PublishOptions) (Receipt, error) {
-	answer, err := c.publish(ctx, topic, body, opts, true)
+	p := wire.Publish{Body: body}
+	if err := opts.encode(&p); err != nil {
+		return Receipt{}, err
+	}
+	answer, err := c.publish(ctx, topic, &p, true)
 	if err != nil {
 		return Receipt{}, err
 	}
+	return c.receipt(ctx, answer, topic)
+}
+
+// receipt waits for the verdict on a message to topic.
+func (c *Client) receipt(ctx context.Context, answer *reply[Receipt], topic string) (Receipt, error) {
 	receipt, err := answer.wait(ctx, "publish to %q", topic)
 	if err != nil && ctx.Err() != nil {
 		c.abandon(answer)
@@ -61,23 +75,15 @@ func (c *Client) PublishWait(ctx context.Context, topic string, body []byte, opt
 }
 
 // publish puts a message into the outbox; with wait it returns what the verdict will
-// be told to.
-func (c *Client) publish(
-	ctx context.Context, topic string, body []byte, opts *PublishOptions, wait bool,
-) (*reply[Receipt], error) {
+// be told to. It sets p.Topic.
+func (c *Client) publish(ctx context.Context, topic string, p *wire.Publish, wait bool) (*reply[Receipt], error) {
 	if err := ctx.Err(); err != nil {
 		return nil, interrupted(ctx, "publish to %q", topic)
-	}
-	p := wire.Publish{Body: body}
-	if opts != nil {
-		if err := opts.encode(&p); err != nil {
-			return nil, err
-		}
 	}
 	var t *turn
 	for {
 		c.mu.Lock()
-		size, ok, err := c.add(topic, &p, t)
+		size, ok, err := c.add(topic, p, t)
 		if ok {
 			answer := c.accepted(wait)
 			c.mu.Unlock()
@@ -139,18 +145,23 @@ func (c *Client) accepted(wait bool) *reply[Receipt] {
 	return answer
 }
 
-// encode puts the options into p.
+// encode puts the options into p; o may be nil.
 func (o *PublishOptions) encode(p *wire.Publish) error {
+	if o == nil {
+		return nil
+	}
 	if o.RequireSubscriber {
 		p.Options = requireSubscriber
 	}
-	if len(o.Headers) > 0 {
-		p.Headers = wire.AppendHeaders(nil, o.Headers)
-		if err := wire.CheckHeaders(p.Headers); err != nil {
-			return withSentinel(err)
-		}
+	return encodeHeaders(p, o.Headers)
+}
+
+func encodeHeaders(p *wire.Publish, headers map[string]string) error {
+	if len(headers) == 0 {
+		return nil
 	}
-	return nil
+	p.Headers = wire.AppendHeaders(nil, headers)
+	return withSentinel(wire.CheckHeaders(p.Headers))
 }
 
 // Flush waits until the broker has answered everything published before the call. It

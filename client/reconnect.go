@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/postbus/postbus/wire"
@@ -37,20 +38,15 @@ func (c *Client) run(ctx context.Context, cn *connection) {
 }
 
 // lost says what the end of a connection means, and whether to make another. The
-// subscriptions that were to end have ended with it.
+// streams that were to end have ended with it.
 func (c *Client) lost(cn *connection, err error) (again bool, cause error) {
 	c.mu.Lock()
 	c.conn = nil
 	closed := c.closing
-	for _, s := range c.subs {
-		switch {
-		case s.state == closing:
-			c.retire(s, nil, ErrClosed)
-		case s.state == draining && cn.goodbye != nil && cn.goodbye.Code == wire.CodeShutdown:
-			c.retire(s, nil, ErrDrained) // a broker that stops in order has sent everything
-		case s.state == draining:
-			c.retire(s, s.missed(), ErrDrained)
-		}
+	c.loseSettles()
+	c.loseRequests()
+	for _, s := range c.streams {
+		s.disconnect(cn.goodbye)
 	}
 	c.mu.Unlock()
 	if closed {
@@ -138,17 +134,32 @@ func (c *Client) restore(cn *connection) {
 	if c.opts.Window > 0 {
 		window = min(window, c.opts.Window)
 	}
+	c.queues = slices.Contains(cn.welcome.Features, wire.FeatureQueues)
 	c.out.restart(window)
-	for _, s := range c.subs {
-		c.sendSubscribe(s)
-	}
+	c.askStreams()
 	c.out.release()
 	for token, a := range c.awaits {
 		c.sendAwait(token, a)
 	}
+	c.sendRequests()
 	c.out.ping = c.verdicts.len() > 0 || c.pongs.len() > 0
 	if c.closing {
 		c.finish(cn, &wire.Goodbye{})
+	}
+}
+
+// askStreams opens all streams on a new connection. The subscriptions, which it was
+// told to wait for, come first; mu is held.
+func (c *Client) askStreams() {
+	for _, s := range c.streams {
+		if _, ok := s.(*Subscription); ok {
+			s.ask()
+		}
+	}
+	for _, s := range c.streams {
+		if _, ok := s.(*Consumer); ok {
+			s.ask()
+		}
 	}
 }
 
@@ -169,11 +180,14 @@ func (c *Client) end(err error) {
 	for token := range c.awaits {
 		c.awaited(token, 0, err)
 	}
-	for _, s := range c.subs {
-		if c.closing {
-			s.cut()
-		}
-		c.retire(s, nil, err)
+	for token := range c.requests {
+		c.answer(token, err)
+	}
+	if c.closing {
+		err = ErrClosed
+	}
+	for _, s := range c.streams {
+		s.end(err)
 	}
 	c.out.wakeTurns()
 }

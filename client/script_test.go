@@ -121,10 +121,13 @@ func (s *script) greet(welcome *wire.Welcome) wire.Hello {
 	s.t.Helper()
 	var hello wire.Hello
 	s.expect(wire.TypeHello, &hello)
-	w := wire.Welcome{Version: 1, MaxPacket: wire.DefaultMaxPacket, MaxMessage: wire.DefaultMaxMessage, Window: 1 << 20, Bus: "one"}
+	w := wire.Welcome{Version: 1, Features: hello.Features, MaxPacket: wire.DefaultMaxPacket, MaxMessage: wire.DefaultMaxMessage, Window: 1 << 20, Bus: "one"}
 	if welcome != nil {
 		w.Bus = welcome.Bus
 		w.Window = max(welcome.Window, 1024)
+		if welcome.Features != nil {
+			w.Features = welcome.Features
+		}
 	}
 	s.cold(wire.TypeWelcome, &w)
 	return hello
@@ -183,6 +186,45 @@ func (s *script) open(seq uint64) wire.Subscribe {
 	s.expect(wire.TypeSubscribe, &body)
 	s.cold(wire.TypeSubscribed, &wire.Subscribed{Sub: body.Sub, Seq: seq})
 	return body
+}
+
+// openConsumer confirms the next frame, which must be a CONSUME.
+func (s *script) openConsumer() wire.Consume {
+	s.t.Helper()
+	var body wire.Consume
+	s.expect(wire.TypeConsume, &body)
+	s.cold(wire.TypeSubscribed, &wire.Subscribed{Sub: body.Sub})
+	return body
+}
+
+// settle takes the next frame, which must be a SETTLE.
+func (s *script) settle() (body wire.Settle) {
+	s.t.Helper()
+	if err := body.Decode(s.expect(wire.TypeSettle, nil)); err != nil {
+		s.t.Error(err)
+	}
+	return body
+}
+
+// request takes the next frame, which must be a QUEUE with that op.
+func (s *script) request(op string) (body wire.Queue) {
+	s.t.Helper()
+	s.expect(wire.TypeQueue, &body)
+	if body.Op != op {
+		s.t.Errorf("script: want %s, got %+v", op, body)
+	}
+	return body
+}
+
+// answer answers a QUEUE.
+func (s *script) answer(q wire.Queue, body wire.Queued) {
+	body.Token = q.Token
+	s.cold(wire.TypeQueued, &body)
+}
+
+// fail refuses a QUEUE.
+func (s *script) fail(q wire.Queue, code wire.Code, text string) {
+	s.cold(wire.TypeError, &wire.ErrorBody{Token: q.Token, Code: code, Text: text})
 }
 
 // pong answers the next frame, which must be a PING.

@@ -27,9 +27,9 @@ func (c *Client) Subscribe(ctx context.Context, filter string, opts *SubscribeOp
 		return nil, err
 	}
 	s.request.Sub = c.freeNumber()
-	c.subs[s.request.Sub] = s
+	c.streams[s.request.Sub] = s
 	if c.connected() {
-		c.sendSubscribe(s)
+		s.ask()
 	}
 	c.mu.Unlock()
 
@@ -56,9 +56,9 @@ func (c *Client) newSubscription(filter string, opts *SubscribeOptions) (*Subscr
 			Bytes:    opts.BufferBytes,
 			NoLocal:  opts.NoLocal,
 		},
+		feed:   newFeed[Message](),
 		opened: newReply[struct{}](),
 		ended:  newReply[struct{}](),
-		wake:   make(chan struct{}, 1),
 	}
 	if opts.Policy != 0 {
 		s.request.Policy = opts.Policy.String()
@@ -96,18 +96,9 @@ func checkSubscribe(filters []string, opts *SubscribeOptions) error {
 	return nil
 }
 
-// freeNumber returns a number that no subscription has; mu is held.
-func (c *Client) freeNumber() uint32 {
-	for {
-		c.lastSub++
-		if c.lastSub != 0 && c.subs[c.lastSub] == nil {
-			return c.lastSub
-		}
-	}
-}
-
-// sendSubscribe asks for s on the present connection; mu is held.
-func (c *Client) sendSubscribe(s *Subscription) {
+// ask sends the SUBSCRIBE; see stream.
+func (s *Subscription) ask() {
+	c := s.client
 	s.mu.Lock()
 	s.source = c.conn
 	s.request.Credit = s.credit.restart()
@@ -115,10 +106,51 @@ func (c *Client) sendSubscribe(s *Subscription) {
 	c.send(wire.TypeSubscribe, &s.request)
 }
 
+// confirm opens it for messages; see stream. One that was open on an earlier connection
+// may have missed some: all that it is not known to have seen.
+func (s *Subscription) confirm(cn *connection, seq uint64) {
+	switch {
+	case s.bus == "":
+	case s.bus != cn.welcome.Bus:
+		s.putGap(&cn.inbox, &Gap{Reason: ReasonReconnect})
+	case s.seen < seq:
+		s.putGap(&cn.inbox, &Gap{First: s.seen + 1, Last: seq, Reason: ReasonReconnect})
+	}
+	s.bus, s.seen = cn.welcome.Bus, seq
+	if s.state == opening {
+		s.state = open
+		s.opened.settle(struct{}{}, nil)
+	}
+}
+
+// disconnect ends it if it was to end; see stream. A broker that stops in order has
+// sent everything.
+func (s *Subscription) disconnect(goodbye *wire.Goodbye) {
+	switch {
+	case s.state == closing:
+		s.retire(nil, ErrClosed)
+	case s.state == draining && goodbye != nil && goodbye.Code == wire.CodeShutdown:
+		s.retire(nil, ErrDrained)
+	case s.state == draining:
+		s.retire(s.missed(), ErrDrained)
+	}
+}
+
+// end ends it; see stream.
+func (s *Subscription) end(err error) {
+	if s.state == closing {
+		err = ErrClosed
+	}
+	if err == ErrClosed {
+		s.cut()
+	}
+	s.retire(nil, err)
+}
+
 // retire forgets a subscription that the broker sends nothing more for: Next gives
-// what is left, then gap if there is one, then err. mu is held.
-func (c *Client) retire(s *Subscription, gap *Gap, err error) {
-	delete(c.subs, s.request.Sub)
+// what is left, then gap if there is one, then err. Client.mu is held.
+func (s *Subscription) retire(gap *Gap, err error) {
+	delete(s.client.streams, s.request.Sub)
 	if s.state == opening {
 		s.opened.settle(struct{}{}, err)
 	}
@@ -143,30 +175,31 @@ func (c *Client) retire(s *Subscription, gap *Gap, err error) {
 // all is here, Drain returns a *Gap, which Next gives too, at its place. Its other
 // errors are the context's, and ErrClosed after Close.
 func (s *Subscription) Drain(ctx context.Context) error {
+	c := s.client
+	c.mu.Lock()
 	s.startDrain()
+	c.mu.Unlock()
 	_, err := s.ended.wait(ctx, "drain the subscription to %q", s.request.Filters[0])
 	return err
 }
 
-func (s *Subscription) startDrain() {
+// startDrain asks the broker for the rest; see stream.
+func (s *Subscription) startDrain() bool {
 	c := s.client
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.state != open {
-		return // it ends already
+	switch {
+	case s.state != open: // it ends already
+	case c.conn == nil:
+		s.retire(s.missed(), ErrDrained)
+	case !c.connected(): // readLoop still runs: when it ends, disconnect does the rest
+		s.state = draining
+	default:
+		s.state = draining
+		if s.request.Credit > 0 {
+			c.out.pending.frames = wire.AppendCredit(c.out.pending.frames, wire.Credit{Sub: s.request.Sub, Bytes: everything})
+		}
+		c.send(wire.TypeUnsubscribe, &wire.Unsubscribe{Sub: s.request.Sub, Drain: true})
 	}
-	s.state = draining
-	if c.conn == nil {
-		c.retire(s, s.missed(), ErrDrained)
-		return
-	}
-	if !c.connected() {
-		return // readLoop still runs: when it ends, lost does the rest
-	}
-	if s.request.Credit > 0 {
-		c.out.pending.frames = wire.AppendCredit(c.out.pending.frames, wire.Credit{Sub: s.request.Sub, Bytes: everything})
-	}
-	c.send(wire.TypeUnsubscribe, &wire.Unsubscribe{Sub: s.request.Sub, Drain: true})
+	return s.state == draining || s.state == ended
 }
 
 // missed is the gap of a subscription that lost its connection and will not be opened
@@ -188,7 +221,7 @@ func (s *Subscription) Close() error {
 	case s.state == draining && c.conn != nil:
 		s.state = closing // the broker has been asked already; what comes is thrown away
 	case !c.connected():
-		c.retire(s, nil, ErrClosed)
+		s.retire(nil, ErrClosed)
 	default:
 		s.state = closing
 		c.send(wire.TypeUnsubscribe, &wire.Unsubscribe{Sub: s.request.Sub})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"sync"
 
 	"github.com/postbus/postbus/wire"
 )
@@ -13,6 +12,10 @@ import (
 // Client.Subscribe. Its methods may be called by several goroutines; each message is
 // given to one of them.
 type Subscription struct {
+	feed[Message]
+	credit credit      // what the broker may send; under feed.mu
+	source *connection // whom to give credit; under feed.mu
+
 	client  *Client
 	request wire.Subscribe
 	opened  *reply[struct{}] // the broker has taken it, or refused
@@ -22,41 +25,41 @@ type Subscription struct {
 	state state
 
 	// readLoop's own; while there is no connection, under Client.mu.
-	arriving arrivals
+	arriving arrivals[Message]
 	bus      string // where seen counts; "" before it was first open
 	seen     uint64 // every message up to this seq has come, or was told to be missing
-
-	mu     sync.Mutex // guards what follows
-	list   queue[batch]
-	next   int         // the place within the oldest batch
-	count  int         // messages in list
-	err    error       // what Next gives after list; set once
-	waits  int         // how many wait in Next
-	credit credit      // what the broker may send
-	source *connection // whom to give credit
-	wake   chan struct{}
 }
 
-// state is what the broker has been asked about a subscription.
-//
-//	opening --> open --> draining --> ended
-//	    |         |                     ^
-//	    +---------+------> closing -----+
-type state uint8
+// put takes a message off the connection.
+func (s *Subscription) put(in *inbox, w *wire.Message, frame int) error {
+	redelivered := false
+	if w.Info != nil {
+		info, err := in.decode(w.Info)
+		if err != nil {
+			return err
+		}
+		redelivered = info.Redelivered
+	}
+	s.touch(in)
+	m := s.arriving.slot(in, &in.messages, messageBlock)
+	in.fill(m, w, frame)
+	m.Redelivered = redelivered
+	s.arriving.bytes += frame
+	s.seen = w.Seq
+	return nil
+}
 
-const (
-	opening  state = iota // SUBSCRIBE
-	open                  // SUBSCRIBED
-	draining              // UNSUBSCRIBE with drain
-	closing               // UNSUBSCRIBE
-	ended
-)
+// putGap adds a gap behind what has come.
+func (s *Subscription) putGap(in *inbox, gap *Gap) {
+	s.touch(in)
+	s.arriving.batches = append(s.arriving.batches, batch[Message]{notice: gap})
+	in.extend = false
+}
 
-// arrivals is what came for a subscription since it was last locked.
-type arrivals struct {
-	batches []batch
-	count   int // messages
-	bytes   int // of their frames
+func (s *Subscription) touch(in *inbox) {
+	if len(s.arriving.batches) == 0 {
+		in.touched = append(in.touched, s)
+	}
 }
 
 // deliver moves what has arrived to where Next takes it, and wakes one who waits.
@@ -71,35 +74,31 @@ func (s *Subscription) deliver() {
 		s.wakeNext()
 	}
 	s.mu.Unlock()
-	clear(s.arriving.batches)
-	s.arriving = arrivals{batches: s.arriving.batches[:0]}
+	s.arriving.clear()
 }
 
 // append adds a batch to the list. Gaps of reconnections with nothing between them
 // become one, or a subscription that nobody reads would gather them; mu is held.
-func (s *Subscription) append(b batch) {
-	if b.gap != nil && b.gap.Reason == ReasonReconnect && s.list.len() > 0 {
-		if last := s.list.back().gap; last != nil && last.Reason == ReasonReconnect {
-			merged := Gap{First: last.First, Last: b.gap.Last, Reason: ReasonReconnect}
-			if last.First == 0 || b.gap.First == 0 {
+func (s *Subscription) append(b batch[Message]) {
+	if gap := reconnectGap(b); gap != nil && s.list.len() > 0 {
+		if last := reconnectGap(*s.list.back()); last != nil {
+			merged := Gap{First: last.First, Last: gap.Last, Reason: ReasonReconnect}
+			if last.First == 0 || gap.First == 0 {
 				merged.First, merged.Last = 0, 0
 			}
-			s.list.back().gap = &merged
+			s.list.back().notice = &merged
 			return
 		}
 	}
 	s.list.push(b)
 }
 
-// wakeNext wakes one of those who wait in Next, if there is something for it. It wakes
-// the following one in its turn. mu is held.
-func (s *Subscription) wakeNext() {
-	if s.waits > 0 && (s.list.len() > 0 || s.err != nil) {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+// reconnectGap returns the gap of a reconnection at the end of b, or nil.
+func reconnectGap(b batch[Message]) *Gap {
+	if gap, ok := b.notice.(*Gap); ok && gap.Reason == ReasonReconnect {
+		return gap
 	}
+	return nil
 }
 
 // Next returns the next message and waits for it.
@@ -118,16 +117,7 @@ func (s *Subscription) Next(ctx context.Context) (*Message, error) {
 		if m, err := s.take(); m != nil || err != nil {
 			return m, err
 		}
-		select {
-		case <-s.wake:
-		case <-ctx.Done():
-		}
-		s.mu.Lock()
-		s.waits--
-		if ctx.Err() != nil {
-			s.wakeNext() // the token may have been ours, and somebody else's turn
-		}
-		s.mu.Unlock()
+		s.await(ctx)
 	}
 }
 
@@ -135,51 +125,17 @@ func (s *Subscription) Next(ctx context.Context) (*Message, error) {
 // as one who waits.
 func (s *Subscription) take() (*Message, error) {
 	s.mu.Lock()
-	m, gap := s.pop()
+	m, err := s.feed.take()
 	if m == nil {
-		defer s.mu.Unlock()
-		switch {
-		case gap != nil:
-			s.wakeNext()
-			return nil, gap
-		case s.err != nil:
-			s.wakeNext()
-			return nil, s.err
-		}
-		s.waits++
-		return nil, nil
+		s.mu.Unlock()
+		return nil, err
 	}
-	s.count--
 	grant, source := s.credit.consumed(m.size), s.source
-	s.wakeNext()
 	s.mu.Unlock()
 	if grant > 0 {
 		s.client.grant(source, s.request.Sub, grant)
 	}
 	return m, nil
-}
-
-// pop takes the first message or gap off the list; mu is held.
-func (s *Subscription) pop() (*Message, *Gap) {
-	for s.list.len() > 0 {
-		b := s.list.front()
-		if s.next < len(b.messages) {
-			m := &b.messages[s.next]
-			s.next++
-			if s.next == len(b.messages) && b.gap == nil {
-				s.list.pop()
-				s.next = 0
-			}
-			return m, nil
-		}
-		gap := b.gap
-		s.list.pop()
-		s.next = 0
-		if gap != nil {
-			return nil, gap
-		}
-	}
-	return nil, nil
 }
 
 // Messages returns the messages as Next does, for a range loop. A gap is a pair of nil
@@ -219,17 +175,8 @@ func (s *Subscription) finish(gap *Gap, err error) {
 		return
 	}
 	if gap != nil {
-		s.append(batch{gap: gap})
+		s.append(batch[Message]{notice: gap})
 	}
 	s.err = err
-	s.wakeNext()
-}
-
-// cut ends the stream at once: what is in the list is thrown away.
-func (s *Subscription) cut() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.list, s.next, s.count = queue[batch]{}, 0, 0
-	s.err = ErrClosed
 	s.wakeNext()
 }

@@ -45,7 +45,7 @@ func TestConversation(t *testing.T) {
 // the address of its socket on network.
 func startBroker(t *testing.T, network string) string {
 	t.Helper()
-	b, err := broker.New(nil)
+	b, err := broker.New(&broker.Options{StateDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/postbus/postbus/client"
@@ -25,6 +26,9 @@ type conversation struct {
 	subscriptions map[string]*client.Subscription
 	latest        map[string]*client.Message // by name of the subscription
 	firstSeq      uint64
+	consumers     map[string]*client.Consumer
+	taken         map[string]*client.Delivery // by name of the consumer and number
+	finishing     sync.WaitGroup
 }
 
 func newConversation(address string) *conversation {
@@ -32,6 +36,8 @@ func newConversation(address string) *conversation {
 		address:       address,
 		subscriptions: make(map[string]*client.Subscription),
 		latest:        make(map[string]*client.Message),
+		consumers:     make(map[string]*client.Consumer),
+		taken:         make(map[string]*client.Delivery),
 	}
 }
 
@@ -48,6 +54,18 @@ var verbs = map[string]func(c *conversation, ctx context.Context, words []string
 	"counted":     (*conversation).counted,
 	"unsubscribe": (*conversation).unsubscribe,
 	"drain":       (*conversation).drain,
+	"queue":       (*conversation).queue,
+	"push":        (*conversation).push,
+	"put":         (*conversation).put,
+	"consume":     (*conversation).consume,
+	"take":        (*conversation).take,
+	"ack":         (*conversation).ack,
+	"confirm":     (*conversation).confirm,
+	"nack":        (*conversation).nack,
+	"reject":      (*conversation).reject,
+	"extend":      (*conversation).extend,
+	"settled":     (*conversation).settled,
+	"finish":      (*conversation).finish,
 	"ping":        (*conversation).ping,
 	"await":       (*conversation).await,
 	"close":       (*conversation).close,
@@ -61,10 +79,14 @@ func (c *conversation) run(ctx context.Context, command string) string {
 	switch {
 	case err == nil:
 		return result
+	case errors.Is(err, client.ErrLeaseLost): // there may be why inside
+		return wire.CodeLeaseLost.String()
 	case errors.Is(err, client.ErrClosed):
 		return "closed"
 	case errors.Is(err, client.ErrDrained):
 		return "end"
+	case errors.Is(err, client.ErrBadOption): // the client may find it itself
+		return wire.CodeBadOption.String()
 	case errors.As(err, &refused):
 		return refused.Code.String()
 	}
@@ -182,6 +204,9 @@ func (c *conversation) counted(ctx context.Context, words []string) (string, err
 }
 
 func (c *conversation) unsubscribe(_ context.Context, words []string) (string, error) {
+	if consumer := c.consumers[words[0]]; consumer != nil {
+		return "ok", consumer.Close()
+	}
 	return "ok", c.subscriptions[words[0]].Close()
 }
 
@@ -206,7 +231,9 @@ func (c *conversation) close(context.Context, []string) (string, error) {
 	if c.client == nil {
 		return "never connected", nil
 	}
-	return "ok", c.client.Close()
+	err := c.client.Close()
+	c.finishing.Wait()
+	return "ok", err
 }
 
 // parse returns the body that a word of the script stands for.

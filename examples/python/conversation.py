@@ -12,7 +12,9 @@ import sys
 import time
 import zlib
 
-from postbus import Bus, Error, Gap, Message, Subscription
+from typing import Any
+
+from postbus import Bus, Consumer, Error, Gap, Message, Subscription
 
 TIMEOUT = 20  # seconds for one command; none should need it
 
@@ -26,6 +28,7 @@ class Conversation:
         self.subscriptions: dict[str, Subscription] = {}
         self.latest: dict[str, Message] = {}  # by name of the subscription
         self.first_seq: int | None = None
+        self.taken: dict[tuple[str, str], Message] = {}  # by name of the consumer and number
 
     def run(self, line: str) -> str:
         """Carries out one line of the script and gives it back with the real result."""
@@ -107,6 +110,100 @@ class Conversation:
         self.bus.unsubscribe(self.subscriptions[name], drain=True, timeout=TIMEOUT)
         return "ok"
 
+    def do_push(self, queue: str, body: str, *options: str) -> str:
+        return self.bus.push(queue, parse(body), timeout=TIMEOUT, **parse_fields(options)).level
+
+    def do_put(self, queue: str, body: str, *options: str) -> str:
+        self.bus.publish(f"@queue/{queue}", parse(body), timeout=TIMEOUT, **parse_fields(options))
+        return "ok"
+
+    def do_consume(self, name: str, queue: str, *options: str) -> str:
+        self.subscriptions[name] = self.bus.consume(queue, timeout=TIMEOUT, **parse_fields(options))
+        return "ok"
+
+    def do_take(self, name: str) -> str:
+        message = self.bus.next(self.subscriptions[name], TIMEOUT)
+        if message is None:
+            return "end"
+        self.taken[name, str(message.seq)] = message
+        return describe(message)
+
+    def do_ack(self, name: str, number: str) -> str:
+        self.bus.ack(self.consumer(name), self.taken[name, number])
+        return "ok"
+
+    def do_confirm(self, name: str, number: str) -> str:
+        self.bus.ack(self.consumer(name), self.taken[name, number])
+        return self.do_flush()
+
+    def do_nack(self, name: str, number: str, delay_ms: str = "0") -> str:
+        self.bus.nack(self.consumer(name), self.taken[name, number], int(delay_ms))
+        return "ok"
+
+    def do_reject(self, name: str, number: str, reason: str = "") -> str:
+        self.bus.reject(self.consumer(name), self.taken[name, number], reason)
+        return "ok"
+
+    def do_extend(self, name: str, number: str, lease_ms: str) -> str:
+        self.bus.extend(self.consumer(name), self.taken[name, number], int(lease_ms))
+        return "ok"
+
+    def do_settled(self, _: str) -> str:
+        return self.do_flush()
+
+    def do_finish(self, name: str) -> str:
+        self.bus.finish(self.consumer(name))
+        return "ok"
+
+    def do_queue(self, op: str, *words: str) -> str:
+        return getattr(self, "queue_" + op)(*words)
+
+    def queue_declare(self, queue: str, *settings: str) -> str:
+        fields = parse_fields(settings)
+        if "bind" in fields:
+            fields["bind"] = fields["bind"].split(",")
+        self.bus.declare(queue, TIMEOUT, **fields)
+        return "ok"
+
+    def queue_list(self) -> str:
+        return " ".join(queue["name"] for queue in self.bus.queues(TIMEOUT))
+
+    def queue_info(self, queue: str) -> str:
+        info = self.bus.info(queue, TIMEOUT)
+        counts = [f"{info[key]} {key}" for key in ("ready", "delayed", "leased", "dead")]
+        return ", ".join(counts + [key for key in ("paused", "draining") if info[key]])
+
+    def queue_peek(self, queue: str, state: str = "") -> str:
+        messages = self.bus.peek(queue, state, timeout=TIMEOUT)
+        return "; ".join(map(describe, messages)) or "nothing"
+
+    def queue_purge(self, queue: str, state: str = "") -> str:
+        return str(self.bus.purge(queue, state, TIMEOUT))
+
+    def queue_requeue(self, queue: str, limit: str = "0") -> str:
+        return str(self.bus.requeue(queue, int(limit), TIMEOUT))
+
+    def queue_pause(self, queue: str) -> str:
+        self.bus.pause(queue, TIMEOUT)
+        return "ok"
+
+    def queue_resume(self, queue: str) -> str:
+        self.bus.resume(queue, TIMEOUT)
+        return "ok"
+
+    def queue_drain(self, queue: str) -> str:
+        self.bus.drain(queue, TIMEOUT)
+        return "ok"
+
+    def queue_delete(self, queue: str) -> str:
+        self.bus.delete(queue, TIMEOUT)
+        return "ok"
+
+    def consumer(self, name: str) -> Consumer:
+        consumer = self.subscriptions[name]
+        assert isinstance(consumer, Consumer), f"{name} is not a consumer"
+        return consumer
+
     def do_ping(self) -> str:
         self.bus.ping(TIMEOUT)
         return "ok"
@@ -133,6 +230,25 @@ def parse_options(words: tuple[str, ...]) -> tuple[dict[str, str], bool]:
     """The headers that options of a publish stand for, and whether a subscriber is required."""
     pairs = [word.split("=") for word in words if "=" in word]
     return {key: parse(value).decode() for key, value in pairs}, "require" in words
+
+
+def parse_fields(words: tuple[str, ...]) -> dict[str, Any]:
+    """What words such as max_tries=3 stand for, whole numbers as such."""
+    fields = dict(word.split("=") for word in words)
+    return {key: int(value) if value.lstrip("-").isdigit() else value
+            for key, value in fields.items()}
+
+
+def describe(message: Message) -> str:
+    """A queue's message, as a word of the script and what is to be said beside it."""
+    words = [str(message.seq), show(message.body)]
+    if message.tries != 1 and "state" not in message.info:
+        words.append(f"tries={message.tries}")
+    words += [f"{key}={message.info[key]}" for key in ("key", "id", "priority", "origin", "reason", "state")
+              if key in message.info]
+    if message.redelivered:
+        words.append("redelivered")
+    return " ".join(words)
 
 
 def show(body: bytes) -> str:

@@ -8,11 +8,19 @@ It needs Python 3.10 and the msgpack module (Debian: python3-msgpack). As a modu
         bus.publish_wait("build/done", b"ok")
         print(bus.next(builds, timeout=1))
 
-As a command: postbus.py sub 'build/#', and postbus.py pub build/done ok.
+        bus.declare("jobs", level="disk")
+        bus.push("jobs", b"resize 1.jpg")
+        worker = bus.consume("jobs")
+        job = bus.next(worker)
+        bus.ack(worker, job)
+        bus.flush()  # now it is gone for good
+
+As a command: postbus.py sub 'build/#', postbus.py pub build/done ok, postbus.py push jobs
+'resize 1.jpg' and postbus.py pull jobs.
 
 There is no thread behind a Bus: it reads and writes while one of its methods runs, so it
-belongs to one thread, and a program that subscribes keeps calling next(). It does not
-reconnect: after Closed, connect and subscribe again.
+belongs to one thread, and a program that subscribes or consumes keeps calling next(). It
+does not reconnect: after Closed, connect, subscribe and consume again.
 """
 
 from __future__ import annotations
@@ -26,7 +34,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import msgpack
 
@@ -35,6 +43,7 @@ SMALL_FRAME = 65_536  # bytes of payload, the limit for all but PUBLISH and MESS
 MESSAGE_EXTRA = 20_480  # bytes that those two may have on top of max_message
 MAX_PACKET = 65_536  # bytes of one SOCK_SEQPACKET packet
 EXIT_NO_BROKER = 69  # as the postbus command has it
+PAGE = 100  # messages that one QUEUE frame peeks at
 CREDIT = 1 << 20  # bytes of a subscription's messages that wait here, unread by the program
 
 
@@ -43,13 +52,21 @@ class Frame(enum.IntEnum):
 
     HELLO, WELCOME, PUBLISH, MESSAGE, ACK, ERROR, SUBSCRIBE, SUBSCRIBED, UNSUBSCRIBE = range(1, 10)
     UNSUBSCRIBED, TARGET, GAP, PING, PONG, GOODBYE, CREDIT, AWAIT, AWAITED = range(10, 19)
+    QUEUE, QUEUED, CONSUME, SETTLE, SETTLED = range(19, 24)
+
+
+class Verb(enum.IntEnum):
+    """What SETTLE does with a message."""
+
+    ACK, NACK, REJECT, EXTEND = range(1, 5)
 
 
 CODES = ["closed", "malformed", "unknown-frame", "version", "too-large", "bad-topic", "bad-filter",
          "no-subscriber", "not-allowed", "limit", "slow", "shutdown", "timeout", "internal",
-         "not-found", "exists", "bad-option"]
+         "not-found", "exists", "bad-option", "full", "conflict", "lease-lost", "store", "draining"]
 KINDS = {"unixpacket": socket.SOCK_SEQPACKET, "unix": socket.SOCK_STREAM}
 REASONS = ["", "drop-old", "drop-new", "latest", "shutdown"]
+LEVELS = ["none", "memory", "kernel", "disk-interval", "disk"]
 
 
 class Error(Exception):
@@ -64,13 +81,21 @@ class Error(Exception):
 class Refused(Error):
     """One request was refused; the connection goes on."""
 
+    def __init__(self, code: int, text: str, lost: list[int] | None = None) -> None:
+        super().__init__(code, text)
+        self.lost = lost or []  # numbers of messages that were settled in vain, the first 100
+
 
 class Closed(Error):
     """The connection has ended; with code 0 ("closed") nobody said why."""
 
 
 class Message(NamedTuple):
-    """A message as a subscriber gets it; the ids are the kernel's word on its publisher."""
+    """A message as a subscriber or consumer gets it.
+
+    The ids are the kernel's word on its publisher. info has, of a queue's message, what
+    docs/PROTOCOL.md lists under CONSUME: key, id, priority, reason and so on.
+    """
 
     seq: int
     time_ns: int
@@ -79,8 +104,18 @@ class Message(NamedTuple):
     pid: int
     topic: str
     headers: dict[str, str]
-    redelivered: bool
+    info: dict[str, Any]
     body: bytes
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether it may have been delivered before."""
+        return self.info.get("redelivered", False)
+
+    @property
+    def tries(self) -> int:
+        """How often a queue has delivered it, this time included."""
+        return self.info.get("tries", 0 if "state" in self.info else 1)  # state: peeked at
 
 
 class Gap(NamedTuple):
@@ -93,10 +128,11 @@ class Gap(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """How many subscriptions and queues took a message."""
+    """How many subscriptions and queues took a message, and the lowest level of those queues."""
 
     subscribers: int
     queues: int
+    level: str
 
 
 class Totals(NamedTuple):
@@ -118,6 +154,11 @@ class Subscription:
     waiting: deque[tuple[Message | Gap, int]] = field(default_factory=deque)  # with frame size
     consumed: int = 0  # bytes not yet given back as credit
     draining: bool = False
+    refused: Refused | None = None  # once the queue of a consumer was deleted
+
+
+class Consumer(Subscription):
+    """A consumer of a queue, made by Bus.consume."""
 
 
 class Bus:
@@ -146,7 +187,10 @@ class Bus:
         self._published = 0
         self._open: deque[tuple[int, int]] = deque()  # publishes without verdict: number, size
         self._open_bytes = 0
-        self._refusals: list[Refused] = []  # of publishes that nobody waited for
+        self._refusals: list[Refused] = []  # of publishes that nobody waited for, and settles
+        self._settles = 0  # sent
+        self._settled = 0  # of those, the number up to which they are confirmed
+        self._parts: dict[int, list[dict[str, Any]]] = {}  # of answers in several frames, by token
         self.welcome: dict[str, Any] = {}  # the broker's WELCOME
 
     @classmethod
@@ -160,7 +204,8 @@ class Bus:
         deadline = _deadline(timeout)
         bus = cls(_connect(address, deadline))
         try:
-            bus._queue(Frame.HELLO, {"version": VERSION, "max_packet": MAX_PACKET, "client": name})
+            bus._queue(Frame.HELLO, {"version": VERSION, "features": ["queues"],
+                                     "max_packet": MAX_PACKET, "client": name})
             bus.welcome = bus._answer(("welcome", 0), deadline)
         except BaseException:
             bus._sock.close()
@@ -188,36 +233,46 @@ class Bus:
     # --- publishing ---
 
     def publish(self, topic: str, body: bytes = b"", headers: dict[str, str] | None = None,
-                require_subscriber: bool = False, timeout: float | None = None) -> None:
-        """Sends a message and waits only while the window is full; flush() tells its fate."""
-        self._publish(topic, body, headers, require_subscriber, _deadline(timeout))
+                require_subscriber: bool = False, timeout: float | None = None,
+                **options: Any) -> None:
+        """Sends a message and waits only while the window is full; flush() tells its fate.
+
+        The options are for queues, see push().
+        """
+        self._publish(topic, body, headers, require_subscriber, options, _deadline(timeout))
         self._step(0)
 
     def publish_wait(self, topic: str, body: bytes = b"", headers: dict[str, str] | None = None,
-                     require_subscriber: bool = False, timeout: float | None = None) -> Receipt:
+                     require_subscriber: bool = False, timeout: float | None = None,
+                     **options: Any) -> Receipt:
         """Sends a message and waits for the broker's verdict; raises Refused if it is a no."""
         deadline = _deadline(timeout)
-        self._publish(topic, body, headers, require_subscriber, deadline)
+        self._publish(topic, body, headers, require_subscriber, options, deadline)
         self._queue(Frame.PING, self._number())  # brings the verdict at once
         return self._answer(("publish", self._published), deadline)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Waits for the verdict of everything published; raises the first refusal among them."""
+        """Waits until everything published has its verdict and everything settled is kept.
+
+        Raises the first refusal among them.
+        """
         if self._open:
             self._queue(Frame.PING, self._number())
-        self._until(lambda: not self._open, _deadline(timeout))
+        self._until(lambda: not self._open and self._settled == self._settles, _deadline(timeout))
         if self._refusals:
             first, self._refusals = self._refusals[0], []
             raise first
 
     def _publish(self, topic: str, body: bytes, headers: dict[str, str] | None,
-                 require_subscriber: bool, deadline: float | None) -> None:
+                 require_subscriber: bool, options: dict[str, Any],
+                 deadline: float | None) -> None:
         limit, window = self.welcome["max_message"], self.welcome["window"]
         if len(body) > limit:  # far above it the broker would end the connection
             raise Refused(CODES.index("too-large"), f"a body of {len(body)} bytes; "
                           f"this broker takes at most {limit}")
-        options = {"require_sub": True} if require_subscriber else None
-        frame = _frame([Frame.PUBLISH, topic, headers or None, options, bytes(body)])
+        if require_subscriber:
+            options = {**options, "require_sub": True}
+        frame = _frame([Frame.PUBLISH, topic, headers or None, options or None, bytes(body)])
         self._until(lambda: not self._open or self._open_bytes + len(frame) <= window, deadline)
         self._published += 1
         self._open.append((self._published, len(frame)))
@@ -235,21 +290,30 @@ class Bus:
         what lies here unread; beyond both, policy decides.
         """
         sub = Subscription(self._number(), credit)
-        options = {"sub": sub.number, "filters": filters, "policy": policy, "messages": messages,
-                   "bytes": size, "no_local": no_local, "credit": credit}
+        self._begin(sub, Frame.SUBSCRIBE, timeout, filters=filters, policy=policy,
+                    messages=messages, bytes=size, no_local=no_local, credit=credit)
+        return sub
+
+    def _begin(self, sub: Subscription, frame: Frame, timeout: float | None,
+               **options: Any) -> None:
         self._subscriptions[sub.number] = sub  # messages may come right behind SUBSCRIBED
-        self._queue(Frame.SUBSCRIBE, {k: v for k, v in options.items() if v is not None})
+        given = {key: value for key, value in options.items() if value is not None}
+        self._queue(frame, {"sub": sub.number, **given})
         try:
             sub.seq = self._answer(("sub", sub.number), _deadline(timeout))["seq"]
         except Refused:
-            del self._subscriptions[sub.number]
+            self._subscriptions.pop(sub.number, None)
             raise
-        return sub
 
     def next(self, sub: Subscription, timeout: float | None = None) -> Message | Gap | None:
-        """The next message, or the Gap in its place; None when an ended subscription is empty."""
-        self._until(lambda: bool(sub.waiting or sub.totals), _deadline(timeout))
+        """The next message, or the Gap in its place; None when what has ended is empty.
+
+        Raises Refused when the queue of a consumer was deleted.
+        """
+        self._until(lambda: bool(sub.waiting or sub.totals or sub.refused), _deadline(timeout))
         if not sub.waiting:
+            if sub.refused:
+                raise sub.refused
             return None
         item, size = sub.waiting.popleft()
         if not sub.draining:
@@ -258,7 +322,10 @@ class Bus:
 
     def unsubscribe(self, sub: Subscription, drain: bool = False,
                     timeout: float | None = None) -> Totals:
-        """Ends a subscription; with drain, next() still gives what the broker had buffered."""
+        """Ends a subscription; with drain, next() still gives what the broker had buffered.
+
+        It ends a consumer too, whose messages go back to the queue; see also finish().
+        """
         self._queue(Frame.UNSUBSCRIBE, {"sub": sub.number, "drain": drain})
         if drain:  # credit for what is not read yet too, or the rest would never come
             sub.draining = True
@@ -274,6 +341,126 @@ class Bus:
             self._queue(Frame.CREDIT, sub.number, sub.consumed)
             sub.consumed = 0
             self._write()
+
+    # --- queues ---
+
+    def push(self, queue: str, body: bytes = b"", headers: dict[str, str] | None = None,
+             timeout: float | None = None, **options: Any) -> Receipt:
+        """Pushes a message and waits until the queue keeps it; raises Refused if it does not.
+
+        The options are those of docs/PROTOCOL.md: id, key, priority, delay_ms, at_ms, ttl_ms.
+        Many go faster by publish() to "@queue/NAME", and flush() after them.
+        """
+        return self.publish_wait("@queue/" + queue, body, headers, timeout=timeout, **options)
+
+    def consume(self, queue: str, prefetch: int = 0, lease_ms: int = 0,
+                timeout: float | None = None) -> Consumer:
+        """Opens a consumer: next() gives messages of the queue, each to be settled in its lease.
+
+        At most prefetch of them (0: 64) are leased to it at a time; lease_ms 0 is the queue's.
+        """
+        self._check_queues()
+        consumer = Consumer(self._number(), credit=0)
+        self._begin(consumer, Frame.CONSUME, timeout, queue=queue, prefetch=prefetch,
+                    lease_ms=lease_ms)
+        return consumer
+
+    def ack(self, consumer: Consumer, message: Message) -> None:
+        """The message is done. Like all that settle it does not wait; flush() does."""
+        self._settle(consumer, Verb.ACK, message)
+
+    def nack(self, consumer: Consumer, message: Message, delay_ms: int = 0) -> None:
+        """The message is not done: it is to be delivered again, when the delay is over."""
+        self._settle(consumer, Verb.NACK, message, delay_ms)
+
+    def reject(self, consumer: Consumer, message: Message, reason: str = "") -> None:
+        """The message can never be done: it becomes a dead letter."""
+        self._settle(consumer, Verb.REJECT, message, reason=reason)
+
+    def extend(self, consumer: Consumer, message: Message, lease_ms: int = 0) -> None:
+        """The message takes longer: its lease ends in so long; 0: in a whole lease from now."""
+        self._settle(consumer, Verb.EXTEND, message, lease_ms)
+
+    def _settle(self, consumer: Consumer, verb: Verb, message: Message, ms: int = 0,
+                reason: str = "") -> None:
+        self._settles += 1
+        self._queue(Frame.SETTLE, consumer.number, verb, message.seq, message.seq, ms, reason)
+        self._step(0)
+
+    def finish(self, consumer: Consumer) -> None:
+        """Has it get no more messages: next() gives None when all that came are settled."""
+        self._queue(Frame.UNSUBSCRIBE, {"sub": consumer.number, "drain": True})
+        self._step(0)
+
+    def declare(self, queue: str, timeout: float | None = None, **settings: Any) -> dict[str, Any]:
+        """Makes a queue, unless it is there with these settings; returns what info() does.
+
+        The settings are those of docs/PROTOCOL.md: level, bind, max_messages and so on.
+        """
+        return self._ask("declare", queue, timeout, settings=settings)["queues"][0]
+
+    def info(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
+        """What is to be known of a queue, with the keys of docs/PROTOCOL.md."""
+        return self._ask("info", queue, timeout)["queues"][0]
+
+    def queues(self, timeout: float | None = None) -> list[dict[str, Any]]:
+        """All queues, each as info() has it."""
+        return self._ask("list", "", timeout)["queues"]
+
+    def peek(self, queue: str, state: str = "", start: int = 0,
+             timeout: float | None = None) -> Iterator[Message]:
+        """Looks at messages, from number start on, which stay where they are.
+
+        state is ready, delayed, leased or dead; without, all but the dead are given.
+        """
+        while True:
+            page = Subscription(self._number(), credit=0)
+            self._subscriptions[page.number] = page
+            try:
+                end = self._ask("peek", queue, timeout, sub=page.number, state=state,
+                                limit=PAGE, **{"from": start})
+            finally:
+                del self._subscriptions[page.number]
+            yield from (message for message, _ in page.waiting)
+            start = end.get("next", 0)
+            if not start:
+                return
+
+    def purge(self, queue: str, state: str = "", timeout: float | None = None) -> int:
+        """Removes what is ready or delayed, or with state "dead" the dead letters; how many."""
+        return self._ask("purge", queue, timeout, state=state)["count"]
+
+    def requeue(self, queue: str, limit: int = 0, timeout: float | None = None) -> int:
+        """Takes dead letters back, the oldest first, with limit 0 all; returns how many."""
+        return self._ask("requeue", queue, timeout, limit=limit)["count"]
+
+    def pause(self, queue: str, timeout: float | None = None) -> None:
+        """Stops deliveries until resume()."""
+        self._ask("pause", queue, timeout)
+
+    def resume(self, queue: str, timeout: float | None = None) -> None:
+        """Ends pause() and drain()."""
+        self._ask("resume", queue, timeout)
+
+    def drain(self, queue: str, timeout: float | None = None) -> None:
+        """Has a queue refuse pushes, until resume(), and waits until it is empty."""
+        self._ask("drain", queue, timeout)
+
+    def delete(self, queue: str, timeout: float | None = None) -> None:
+        """Removes a queue with everything in it."""
+        self._ask("delete", queue, timeout)
+
+    def _ask(self, op: str, queue: str, timeout: float | None, **more: Any) -> dict[str, Any]:
+        """Sends a QUEUE frame and waits for its QUEUED; of several it puts the lists together."""
+        self._check_queues()
+        token = self._number()
+        given = {key: value for key, value in {"queue": queue, **more}.items() if value}
+        self._queue(Frame.QUEUE, {"token": token, "op": op, **given})
+        return self._answer(("token", token), _deadline(timeout))
+
+    def _check_queues(self) -> None:
+        if "queues" not in self.welcome["features"]:  # it would end the connection
+            raise Refused(CODES.index("unknown-frame"), "this broker has no queues")
 
     # --- asking ---
 
@@ -391,23 +578,20 @@ class Bus:
             return
         match frame:
             case [Frame.MESSAGE, seq, time_ns, uid, gid, pid, topic, headers, info, body]:
-                redelivered = bool(info and info.get("redelivered"))
                 self._deliver(self._target, Message(seq, time_ns, uid, gid, pid, topic,
-                                                    headers or {}, redelivered, body), size)
+                                                    headers or {}, info or {}, body), size)
             case [Frame.TARGET, number]:
                 self._target = self._subscriptions.get(number)
             case [Frame.GAP, number, first, last, count, reason]:
                 gap = Gap(first, last, count, _name(REASONS, reason))
                 self._deliver(self._subscriptions.get(number), gap, 0)
-            case [Frame.ACK, upto, subscribers, queues]:
+            case [Frame.ACK, upto, subscribers, queues, level]:
                 while self._open and self._open[0][0] <= upto:
-                    self._decide(Receipt(subscribers, queues))
+                    self._decide(Receipt(subscribers, queues, _name(LEVELS, level)))
+            case [Frame.SETTLED, upto]:
+                self._settled = upto
             case [Frame.ERROR, dict(error)]:
-                refused = Refused(error.get("code", 0), error.get("text", ""))
-                if error.get("publish") and self._open:
-                    self._decide(refused)  # verdicts keep the order of the publishes
-                for kind in ("sub", "token"):
-                    self._take_answer((kind, error.get(kind)), refused)
+                self._handle_error(error)
             case [Frame.WELCOME, dict(answer)]:
                 self._take_answer(("welcome", 0), answer)
             case [Frame.SUBSCRIBED, {"sub": number} as answer]:
@@ -416,12 +600,34 @@ class Bus:
                 if sub := self._subscriptions.pop(number, None):
                     sub.totals = Totals(*(end.get(name, 0) for name in Totals._fields))
                 self._take_answer(("sub", number), end)
+            case [Frame.QUEUED, {"token": token} as part]:
+                queues = self._parts.setdefault(token, [])
+                queues += part.get("queues", [])
+                if not part.get("more"):
+                    del self._parts[token]
+                    self._take_answer(("token", token), {**part, "queues": queues})
             case [Frame.PONG, token] | [Frame.AWAITED, {"token": token}]:
                 self._take_answer(("token", token), frame[1])
             case [Frame.GOODBYE, dict(why)]:
                 self._ended = Closed(why.get("code", 0), why.get("text", ""))
             case _:
                 self._refuse("unknown-frame", f"a frame that this client does not know: {frame}")
+
+    def _handle_error(self, error: dict[str, Any]) -> None:
+        refused = Refused(error.get("code", 0), error.get("text", ""), error.get("lost", []))
+        if error.get("settle"):
+            self._refusals.append(refused)
+        elif error.get("publish"):
+            if self._open:
+                self._decide(refused)  # verdicts keep the order of the publishes
+        elif error.get("token"):
+            self._take_answer(("token", error["token"]), refused)
+        elif number := error.get("sub"):
+            consumer = self._subscriptions.get(number)
+            if isinstance(consumer, Consumer):  # without being asked: its queue was deleted
+                del self._subscriptions[number]
+                consumer.refused = refused
+            self._take_answer(("sub", number), refused)
 
     def _decide(self, verdict: Receipt | Refused) -> None:
         """Settles the oldest publish that is still open."""
@@ -506,12 +712,34 @@ def _run_sub(bus: Bus, args: argparse.Namespace) -> None:
 
 
 def _run_pub(bus: Bus, args: argparse.Namespace) -> None:
-    body = sys.stdin.buffer.read() if args.body is None else os.fsencode(args.body)
-    bus.publish_wait(args.topic, body)
+    bus.publish_wait(args.topic, _body(args))
+
+
+def _run_push(bus: Bus, args: argparse.Namespace) -> None:
+    bus.push(args.queue, _body(args))
+
+
+def _run_pull(bus: Bus, args: argparse.Namespace) -> None:
+    consumer = bus.consume(args.queue, prefetch=1)
+    received = 0
+    while args.n is None or received < args.n:
+        message = bus.next(consumer)
+        sys.stdout.buffer.write(message.body + b"\n")
+        sys.stdout.buffer.flush()
+        received += 1
+        if received == args.n:
+            bus.finish(consumer)  # or the ack would bring another one
+        bus.ack(consumer, message)  # only now: what was not written comes again
+    bus.flush()
+
+
+def _body(args: argparse.Namespace) -> bytes:
+    return sys.stdin.buffer.read() if args.body is None else os.fsencode(args.body)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Publish to a postbus bus, or subscribe.")
+    parser = argparse.ArgumentParser(
+        description="Publish to a postbus bus or subscribe; push to a queue or pull from it.")
     parser.add_argument("-a", "--address", help="unixpacket:PATH, unix:PATH or a bus directory")
     commands = parser.add_subparsers(required=True)
     sub = commands.add_parser("sub", help="print each body and a newline")
@@ -522,6 +750,14 @@ def main() -> int:
     pub.add_argument("topic", metavar="TOPIC")
     pub.add_argument("body", nargs="?", metavar="BODY")
     pub.set_defaults(run=_run_pub)
+    push = commands.add_parser("push", help="push BODY, or all of standard input, to a queue")
+    push.add_argument("queue", metavar="QUEUE")
+    push.add_argument("body", nargs="?", metavar="BODY")
+    push.set_defaults(run=_run_push)
+    pull = commands.add_parser("pull", help="print and acknowledge each body of a queue")
+    pull.add_argument("queue", metavar="QUEUE")
+    pull.add_argument("-n", type=int, help="end after so many messages")
+    pull.set_defaults(run=_run_pull)
     args = parser.parse_args()
     try:
         with Bus.connect(args.address) as bus:

@@ -4,7 +4,7 @@ package queue
 // that few messages reach them, and returns what undoes it.
 func Tighten() (undo func()) {
 	oldSlack, oldRoomy := slack, roomy
-	slack, roomy = 1, 2*chunkSize
+	slack, roomy = 1, 0
 	return func() { slack, roomy = oldSlack, oldRoomy }
 }
 

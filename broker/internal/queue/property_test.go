@@ -15,9 +15,9 @@ import (
 // The property test's size is rapid's flags' and variables': -rapid.checks and
 // RAPID_CHECKS, -rapid.steps and RAPID_STEPS.
 func TestMain(m *testing.M) {
-	checks := 200
+	checks := 500
 	if raceEnabled {
-		checks = 50
+		checks = 80
 	}
 	if os.Getenv("POSTBUS_FULL") == "1" {
 		checks *= 10
