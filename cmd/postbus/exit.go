@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/postbus/postbus/client"
+	"github.com/postbus/postbus/store"
 )
 
 // The exit codes. Scripts depend on them: a number never changes its meaning.
@@ -18,10 +19,14 @@ const (
 	exitOK         = 0
 	exitFailed     = 1
 	exitUsage      = 2
-	exitNoBroker   = 69  // EX_UNAVAILABLE of sysexits.h
+	exitDamaged    = 65  // EX_DATAERR of sysexits.h
+	exitNoQueue    = 66  // EX_NOINPUT
+	exitNoBroker   = 69  // EX_UNAVAILABLE
+	exitNotWritten = 73  // EX_CANTCREAT
 	exitLost       = 74  // EX_IOERR
 	exitTryAgain   = 75  // EX_TEMPFAIL
 	exitNotAllowed = 77  // EX_NOPERM
+	exitConflict   = 78  // EX_CONFIG
 	exitNobody     = 100 // outside sysexits.h, which has no word for it
 	exitTimeout    = 124 // as timeout(1)
 )
@@ -34,16 +39,27 @@ var exitMeanings = []struct {
 	{exitOK, "all that was asked for was done"},
 	{exitFailed, "it failed, and no other code says how"},
 	{exitUsage, "wrong usage: an unknown command, flag or value, a bad topic or filter"},
+	{exitDamaged, "queue check: what is kept is not what was written"},
+	{exitNoQueue, "there is no such queue"},
 	{exitNoBroker, "no broker answers there, or it went away and did not come back"},
+	{exitNotWritten, "pull: standard output could not be written; what was not written went back to the queue"},
 	{exitLost, "messages were lost: sub --strict met a gap, or was too slow for --policy disconnect"},
-	{exitTryAgain, "a limit of the broker's is reached: try again later"},
+	{exitTryAgain, "a limit of the broker's is reached, or the queue is full or drained: try again later"},
 	{exitNotAllowed, "not allowed: by the socket's mode, or by the broker"},
+	{exitConflict, "queue create: the queue is there, with other settings"},
 	{exitNobody, "pub --require-sub: nobody is subscribed"},
 	{exitTimeout, "the time given by --timeout or --idle is over and what was asked for is not done"},
 }
 
 // errLost says that messages this command should have had are gone.
 var errLost = errors.New("messages were lost")
+
+// errNotWritten says that messages went back to their queue because they could not be
+// written.
+var errNotWritten = errors.New("not written")
+
+// errNoQueue says that there is no such queue where no broker was asked.
+var errNoQueue = errors.New("no such queue")
 
 // errTimeIsUp is what every timeIsUp is.
 var errTimeIsUp = errors.New("time is up")
@@ -76,8 +92,17 @@ var exitCodes = []struct {
 	{client.ErrBadOption, exitUsage},
 	{errLost, exitLost},
 	{client.ErrSlow, exitLost},
+	{store.ErrDamaged, exitDamaged},
+	{errNoQueue, exitNoQueue},
+	{store.ErrNotAllowed, exitNotAllowed},
+	{errNotWritten, exitNotWritten},
+	{errOutputClosed, exitNotWritten},
 	{errTimeIsUp, exitTimeout},
 	{client.ErrLimit, exitTryAgain},
+	{client.ErrQueueFull, exitTryAgain},
+	{client.ErrDraining, exitTryAgain},
+	{client.ErrNotFound, exitNoQueue},
+	{client.ErrConflict, exitConflict},
 	{client.ErrNoSubscriber, exitNobody},
 	{client.ErrNotAllowed, exitNotAllowed},
 	{fs.ErrPermission, exitNotAllowed},
@@ -121,7 +146,8 @@ func newExitCodes() *cobra.Command {
 		fmt.Fprintf(&text, "  %3d  %s\n", m.code, m.when)
 	}
 	text.WriteString(`
-A command that a signal ends has the usual 128 + signal, but for sub: SIGINT and
-SIGTERM are its normal end, so 0; or 1 when -n asked for more than came.`)
+A command that a signal ends has the usual 128 + signal, but for sub and
+pull: SIGINT and SIGTERM are their normal end, so 0; or 1 when -n asked for more
+than came.`)
 	return &cobra.Command{Use: "exit-codes", Short: "What each exit code means", Long: text.String()}
 }

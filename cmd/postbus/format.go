@@ -12,8 +12,11 @@ import (
 	"github.com/postbus/postbus/client"
 )
 
-// A formatter appends what is printed for a message.
-type formatter func(dst []byte, m *client.Message) []byte
+// A printer appends what is printed for one of its kind.
+type printer[T any] func(dst []byte, v T) []byte
+
+// A formatter is the printer of messages.
+type formatter = printer[*client.Message]
 
 // terminated prints bodies, each followed by end.
 func terminated(end string) formatter {
@@ -22,15 +25,20 @@ func terminated(end string) formatter {
 	}
 }
 
-const formatHelp = `FORMAT is text in which these stand for a part of the message:
+const (
+	formatHelp = formatParts + formatOthers
+
+	formatParts = `FORMAT is text in which these stand for a part of the message:
 
   %t topic     %b body      %s seq       %T local time (RFC 3339)
   %u uid       %g gid       %p pid       of the publisher, as the kernel told
   %h headers, as a JSON object
-  %n newline   %0 NUL byte  %% percent sign
+`
+	formatOthers = `  %n newline   %0 NUL byte  %% percent sign
   \n newline   \t tab       \\ backslash
 
 Nothing is added after it: end it with %n to get lines.`
+)
 
 // verbs are the parts of a message that a format can name.
 var verbs = map[byte]formatter{
@@ -48,13 +56,16 @@ var verbs = map[byte]formatter{
 var escapes = map[string]string{"%n": "\n", "%0": "\x00", "%%": "%", `\n`: "\n", `\t`: "\t", `\\`: `\`}
 
 // parseFormat returns the formatter of a FORMAT.
-func parseFormat(format string) (formatter, error) {
-	var parts []formatter
+func parseFormat(format string) (formatter, error) { return parseFormatOf("sub", format, verbs) }
+
+// parseFormatOf returns the printer of a FORMAT with these verbs, given to a command.
+func parseFormatOf[T any](command, format string, verbs map[byte]printer[T]) (printer[T], error) {
+	var parts []printer[T]
 	var text []byte
 	endText := func() {
 		if len(text) > 0 {
 			literal := text
-			parts = append(parts, func(dst []byte, _ *client.Message) []byte { return append(dst, literal...) })
+			parts = append(parts, func(dst []byte, _ T) []byte { return append(dst, literal...) })
 			text = nil
 		}
 	}
@@ -78,13 +89,13 @@ func parseFormat(format string) (formatter, error) {
 			endText()
 			parts = append(parts, verb)
 		default:
-			return nil, fmt.Errorf("format %q: %s is unknown: see postbus sub --help", format, name)
+			return nil, fmt.Errorf("format %q: %s is unknown: see postbus %s --help", format, name, command)
 		}
 	}
 	endText()
-	return func(dst []byte, m *client.Message) []byte {
+	return func(dst []byte, v T) []byte {
 		for _, part := range parts {
-			dst = part(dst, m)
+			dst = part(dst, v)
 		}
 		return dst
 	}, nil
@@ -110,6 +121,10 @@ type jsonPeer struct {
 
 // jsonLine prints a message as one JSON object and a newline.
 func jsonLine(dst []byte, m *client.Message) []byte {
+	return append(appendJSON(dst, newJSONMessage(m)), '\n')
+}
+
+func newJSONMessage(m *client.Message) jsonMessage {
 	out := jsonMessage{
 		Topic:       m.Topic,
 		Seq:         m.Seq,
@@ -126,7 +141,7 @@ func jsonLine(dst []byte, m *client.Message) []byte {
 		body = base64.StdEncoding.EncodeToString(m.Body)
 		out.Body64 = &body
 	}
-	return append(appendJSON(dst, out), '\n')
+	return out
 }
 
 // jsonGap is a gap as sub --json prints it; null stands for what nobody knows.

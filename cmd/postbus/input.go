@@ -2,12 +2,20 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unicode/utf8"
 
+	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/postbus/postbus/client"
 )
 
 // inputBuffer holds what one read(2) gives, in bytes: several times what a pipe holds.
@@ -30,6 +38,7 @@ type input struct {
 	// the reading.
 	settle func() error
 	reads  int
+	bytes  atomic.Int64 // read so far
 }
 
 func (in *input) Read(p []byte) (int, error) {
@@ -49,10 +58,104 @@ func (in *input) Read(p []byte) (int, error) {
 		return 0, errStopped
 	}
 	n, err := in.file.Read(p)
+	in.bytes.Add(int64(n))
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("read standard input: %w", err)
 	}
 	return n, err
+}
+
+// withInput calls f with standard input, whose reading ends with ctx and with the
+// connection of c. settle is called with a context that ends likewise, whenever the
+// input has nothing more for now.
+func withInput(ctx context.Context, c *client.Client, settle func(context.Context) error,
+	f func(ctx context.Context, in *input) error) error {
+	stop, err := newWakeup()
+	if err != nil {
+		return err
+	}
+	defer stop.close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		select {
+		case <-c.Done():
+			cancel(c.Err())
+		case <-ctx.Done():
+		}
+		stop.wake()
+	})
+	in := &input{file: os.Stdin, fd: unix.Stdin, stop: stop, settle: func() error { return settle(ctx) }}
+	err = f(ctx, in)
+	if errors.Is(err, errStopped) {
+		err = context.Cause(ctx)
+	}
+	cancel(nil)
+	watch.Wait()
+	return err
+}
+
+// bodies says where the bodies of messages come from.
+type bodies struct {
+	body  []byte // nil: from standard input
+	lines bool
+	nul   bool
+}
+
+func (b *bodies) addFlags(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&b.lines, "lines", "l", false, "each line of standard input is a message, without its newline")
+	cmd.Flags().BoolVarP(&b.nul, "null", "0", false, "each NUL-terminated piece of standard input is a message")
+	cmd.MarkFlagsMutuallyExclusive("lines", "null")
+}
+
+// many reports whether there may be more than one.
+func (b *bodies) many() bool { return b.lines || b.nul }
+
+func (b *bodies) check() error {
+	if b.body != nil && b.many() {
+		return usagef("-l and -0 read standard input: leave out the body %q", b.body)
+	}
+	return nil
+}
+
+// source returns them; those from in are of limit bytes at most.
+func (b *bodies) source(in io.Reader, limit int) source {
+	switch {
+	case b.body != nil:
+		return oneBody(b.body)
+	case b.lines:
+		return newRecords(in, '\n', b.noun(), limit).next
+	case b.nul:
+		return newRecords(in, 0, b.noun(), limit).next
+	}
+	return wholeInput(in, limit)
+}
+
+// noun is what one of them is called in an error.
+func (b *bodies) noun() string {
+	switch {
+	case b.lines:
+		return "line"
+	case b.nul:
+		return "piece"
+	}
+	return "message"
+}
+
+// parseHeaders reads headers given as KEY=VALUE; nil for none.
+func parseHeaders(given []string) (map[string]string, error) {
+	var headers map[string]string
+	for _, header := range given {
+		key, value, ok := strings.Cut(header, "=")
+		if !ok || key == "" || !utf8.ValidString(header) {
+			return nil, usagef("--header %q: write it as KEY=VALUE, in UTF-8", header)
+		}
+		if headers == nil {
+			headers = make(map[string]string)
+		}
+		headers[key] = value
+	}
+	return headers, nil
 }
 
 // A source gives one message body at a time, valid until the next call, and at

@@ -2,17 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strings"
-	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/postbus/postbus/client"
 	"github.com/postbus/postbus/wire"
@@ -20,11 +14,9 @@ import (
 
 // publishing is one run of `postbus pub`.
 type publishing struct {
+	bodies
 	target     *target
 	topic      string
-	body       []byte // nil: from standard input
-	lines      bool
-	nul        bool
 	headers    []string
 	requireSub bool
 	waitSubs   int
@@ -60,15 +52,13 @@ given to all who are subscribed. At a refusal it stops.`,
 		},
 	}
 	flags := cmd.Flags()
-	flags.BoolVarP(&p.lines, "lines", "l", false, "each line of standard input is a message, without its newline")
-	flags.BoolVarP(&p.nul, "null", "0", false, "each NUL-terminated piece of standard input is a message")
+	p.bodies.addFlags(cmd)
 	flags.StringArrayVarP(&p.headers, "header", "H", nil, "give each message the header `KEY=VALUE`; may be repeated")
 	flags.BoolVar(&p.requireSub, "require-sub", false, "a message that nobody is subscribed to is an error (exit 100)")
 	flags.IntVar(&p.waitSubs, "wait-subs", 0, "first wait until `N` subscriptions would get a message")
 	flags.DurationVar(&p.timeout, "timeout", 0, "give up (exit 124) after `TIME` in all, such as 10s (default: never)")
 	flags.BoolVarP(&p.receipt, "receipt", "v", false,
 		"print for each message how many subscribers got it; waits for each one")
-	cmd.MarkFlagsMutuallyExclusive("lines", "null")
 	return cmd
 }
 
@@ -83,8 +73,8 @@ func (p *publishing) run(ctx context.Context) error {
 
 // check finds what is wrong with the arguments before anything is done.
 func (p *publishing) check() error {
-	if p.body != nil && (p.lines || p.nul) {
-		return usagef("-l and -0 read standard input: leave out the body %q", p.body)
+	if err := p.bodies.check(); err != nil {
+		return err
 	}
 	if p.waitSubs < 0 {
 		return usagef("--wait-subs %d: it must be 0 or more", p.waitSubs)
@@ -96,17 +86,9 @@ func (p *publishing) check() error {
 		return &usageError{err}
 	}
 	p.opts.RequireSubscriber = p.requireSub
-	for _, header := range p.headers {
-		key, value, ok := strings.Cut(header, "=")
-		if !ok || key == "" || !utf8.ValidString(header) {
-			return usagef("--header %q: write it as KEY=VALUE, in UTF-8", header)
-		}
-		if p.opts.Headers == nil {
-			p.opts.Headers = make(map[string]string)
-		}
-		p.opts.Headers[key] = value
-	}
-	return nil
+	headers, err := parseHeaders(p.headers)
+	p.opts.Headers = headers
+	return err
 }
 
 func (p *publishing) connectAndPublish(ctx context.Context) error {
@@ -120,44 +102,11 @@ func (p *publishing) connectAndPublish(ctx context.Context) error {
 			return err
 		}
 	}
-	// A read that waits for input must end with the time and with the connection.
-	stop, err := newWakeup()
-	if err != nil {
-		return err
-	}
-	defer stop.close()
-	ctx, cancel := context.WithCancelCause(ctx)
-	var watch sync.WaitGroup
-	watch.Go(func() {
-		select {
-		case <-c.Done():
-			cancel(c.Err())
-		case <-ctx.Done():
-		}
-		stop.wake()
-	})
 	// While input is waited for there is time to hear what the broker thinks of the
 	// messages so far: a refusal must not have to wait for the end of `tail -f`.
-	in := &input{file: os.Stdin, fd: unix.Stdin, stop: stop, settle: func() error { return c.Flush(ctx) }}
-	err = p.publishAll(ctx, c, p.source(in, c.Server().MaxMessage))
-	if errors.Is(err, errStopped) {
-		err = context.Cause(ctx)
-	}
-	cancel(nil)
-	watch.Wait()
-	return err
-}
-
-func (p *publishing) source(in io.Reader, limit int) source {
-	switch {
-	case p.body != nil:
-		return oneBody(p.body)
-	case p.lines:
-		return newRecords(in, '\n', "line", limit).next
-	case p.nul:
-		return newRecords(in, 0, "piece", limit).next
-	}
-	return wholeInput(in, limit)
+	return withInput(ctx, c, c.Flush, func(ctx context.Context, in *input) error {
+		return p.publishAll(ctx, c, p.source(in, c.Server().MaxMessage))
+	})
 }
 
 // publishAll publishes what next gives and waits for the broker's verdict on all of it.

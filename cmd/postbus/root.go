@@ -33,7 +33,7 @@ func execute(args []string) int {
 // through, which are nothing to the user of a command.
 func sentence(err error) string {
 	text := err.Error()
-	for _, pkg := range []string{"client: ", "broker: "} {
+	for _, pkg := range []string{"client: ", "broker: ", "store: "} {
 		text = strings.TrimPrefix(text, pkg)
 		text = strings.ReplaceAll(text, ": "+pkg, ": ")
 	}
@@ -51,7 +51,11 @@ socket (postbus serve) and this command to speak to it.
   postbus sub 'build/#'                 in one terminal
   postbus pub build/linux/done ok       in another
 
-Nothing need be set up: pub and sub start a broker for you when none runs.`,
+  postbus queue create jobs             work that waits until somebody does it
+  postbus push jobs 'resize 17.png'
+  postbus pull jobs
+
+Nothing need be set up: these start a broker for you when none runs.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -65,6 +69,10 @@ Nothing need be set up: pub and sub start a broker for you when none runs.`,
 		newServe(),
 		newPub(&to),
 		newSub(&to),
+		newPush(&to),
+		newPull(&to),
+		newQueue(&to),
+		newSysV(&to),
 		newPing(&to),
 		newDemo(),
 		newBench(),

@@ -52,7 +52,7 @@ func mainAsAnother() {
 //	one-broker                wait until all brokers started for the user's bus but one have ended
 //
 // and in the environment POSTBUS_ADDRESS (the bus directory $WORK/bus),
-// XDG_RUNTIME_DIR, and ANOTHER, the uid of postbus-as-another.
+// XDG_RUNTIME_DIR, XDG_STATE_HOME, and ANOTHER, the uid of postbus-as-another.
 func TestScripts(t *testing.T) {
 	root, err := os.MkdirTemp("", "postbus-script-")
 	if err != nil {
@@ -86,11 +86,13 @@ func setUpScript(env *testscript.Env) error {
 	}
 	run := filepath.Join(env.WorkDir, "run")
 	env.Setenv("XDG_RUNTIME_DIR", run)
+	env.Setenv("XDG_STATE_HOME", filepath.Join(env.WorkDir, "state-home"))
 	env.Setenv("POSTBUS_ADDRESS", filepath.Join(env.WorkDir, "bus"))
 	env.Setenv("ANOTHER", strconv.Itoa(another))
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // else each process lasts a second longer under -race
 	env.Values[backgroundKey{}] = map[string]*background{}
 	env.Values[envKey{}] = env.Vars
+	env.Defer(func() { removeKernelQueues(env.WorkDir) })
 	env.Defer(func() { stopAutostarted(filepath.Join(run, "postbus")) })
 	return errors.Join(os.Chmod(env.WorkDir, 0o711), os.Mkdir(run, 0o700))
 }

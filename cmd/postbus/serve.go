@@ -26,6 +26,7 @@ const autostartIdle = 30 * time.Second
 // serving is one run of `postbus serve`.
 type serving struct {
 	dir            string
+	state          string
 	mode           string
 	group          string
 	maxMessage     sizeFlag
@@ -33,6 +34,8 @@ type serving struct {
 	maxConnections int
 	bufferMessages int
 	bufferBytes    sizeFlag
+	maxQueues      int
+	queueMemory    largeSizeFlag
 	logFormat      string
 	logLevel       string
 	autostart      bool
@@ -49,6 +52,8 @@ func newServe() *cobra.Command {
 sockets in it, bus.sock (SOCK_SEQPACKET) and stream.sock (SOCK_STREAM). Beside a
 live broker it refuses to start (exit 1); what a dead one left it takes over.
 The system's bus, /run/postbus, is root's default; --autostart serves the user's.
+Queues of level kernel and disk are kept in the directory --state, and are there
+again when a broker that has it is started.
 
 SIGTERM or SIGINT stops it in order: clients get what is buffered for them, then a
 goodbye. A second signal cuts that short. Under systemd use Type=notify.
@@ -56,6 +61,7 @@ goodbye. A second signal cuts that short. Under systemd use Type=notify.
 ` + "Sizes: " + sizeHelp + ".",
 		Example: `  postbus serve                                         # for this user
   postbus serve --dir /run/postbus --mode 0660 --group adm   # for a group
+  postbus serve --dir ~/bus --state /data/bus            # queues on another disk
   postbus serve --max-message 20MiB --log-format json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -67,6 +73,8 @@ goodbye. A second signal cuts that short. Under systemd use Type=notify.
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&s.dir, "dir", "", "the bus directory `DIR`\n(default $XDG_RUNTIME_DIR/postbus, for root /run/postbus)")
+	flags.StringVar(&s.state, "state", "", "keep queues in `DIR`, made for this user only (default $XDG_STATE_HOME/postbus\n"+
+		"or ~/.local/state/postbus, for the system's bus /var/lib/postbus; with\n--dir DIR, DIR/state)")
 	flags.StringVar(&s.mode, "mode", "0600", "who may connect: `MODE` of the sockets, in octal")
 	flags.StringVar(&s.group, "group", "", "`GROUP` of the sockets, by name or number")
 	flags.Var(&s.maxMessage, "max-message", "largest message body, up to 64MiB (default 1MiB)")
@@ -74,6 +82,8 @@ goodbye. A second signal cuts that short. Under systemd use Type=notify.
 	flags.IntVar(&s.maxConnections, "max-connections", 0, "most clients at a time: `N` (default 10000)")
 	flags.IntVar(&s.bufferMessages, "buffer-messages", 0, "buffer of a subscription that asks for none: `N` messages\n(default 65536)")
 	flags.Var(&s.bufferBytes, "buffer-bytes", "the same in bytes (default 8MiB)")
+	flags.IntVar(&s.maxQueues, "max-queues", 0, "most queues: `N` (default 1024)")
+	flags.Var(&s.queueMemory, "max-queue-memory", "what all queues of level memory may hold together (default 1GiB)")
 	flags.StringVar(&s.logFormat, "log-format", "text", "`FORMAT` of the log on standard error: text or json")
 	flags.StringVar(&s.logLevel, "log-level", "info", "what is logged, by `LEVEL`: trace, debug, info, warn, error or off")
 	flags.DurationVar(&s.idleExit, "idle-exit", 0, "end (exit 0) when no client was there for `TIME` (default: never)")
@@ -93,6 +103,15 @@ func (s *serving) run(ctx context.Context) error {
 	signal.Notify(signals, s.stopSignals()...)
 	defer signal.Stop(signals)
 
+	dir, err := s.open(ctx, dirOpts)
+	if dir == nil {
+		return err
+	}
+	defer dir.Close()
+	// Only who has the bus directory's lock may open its queues.
+	if opts.StateDir, err = s.makeState(opts.Logger); err != nil {
+		return err
+	}
 	b, err := broker.New(opts)
 	if err != nil {
 		if errors.Is(err, broker.ErrBadOption) {
@@ -101,14 +120,10 @@ func (s *serving) run(ctx context.Context) error {
 		return err
 	}
 	defer b.Close()
-	dir, err := s.open(ctx, dirOpts)
-	if dir == nil {
-		return err
-	}
 	served := make(chan error, 1)
 	go func() { served <- b.ServeDir(dir) }()
 	log := opts.Logger
-	log.Info("serving", "dir", dir.Path(), "version", opts.Version)
+	log.Info("serving", "dir", dir.Path(), "state", opts.StateDir, "version", opts.Version)
 	s.warnOfDir(log, dir.Path(), dirOpts)
 	if err := s.announce(log); err != nil {
 		b.Close()
@@ -232,8 +247,8 @@ func (s *serving) options() (*broker.Options, *broker.DirOptions, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if s.bufferMessages < 0 || s.maxConnections < 0 {
-		return nil, nil, errors.New("--buffer-messages and --max-connections must be above 0")
+	if s.bufferMessages < 0 || s.maxConnections < 0 || s.maxQueues < 0 {
+		return nil, nil, errors.New("--buffer-messages, --max-connections and --max-queues must be above 0")
 	}
 	if s.idleExit < 0 {
 		return nil, nil, fmt.Errorf("--idle-exit %v: it must be 0 or more", s.idleExit)
@@ -252,6 +267,8 @@ func (s *serving) options() (*broker.Options, *broker.DirOptions, error) {
 		MaxConnections: s.maxConnections,
 		BufferMessages: s.bufferMessages,
 		BufferBytes:    int(s.bufferBytes),
+		MaxQueues:      s.maxQueues,
+		MaxQueueMemory: int64(s.queueMemory),
 		IdleExit:       s.idleExit,
 		Logger:         log,
 		Version:        "postbus " + readVersion().Version,

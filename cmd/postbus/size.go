@@ -13,25 +13,37 @@ var sizeUnits = map[string]int64{
 	"k": 1 << 10, "K": 1 << 10, "KiB": 1 << 10, "kB": 1000, "KB": 1000,
 	"M": 1 << 20, "MiB": 1 << 20, "MB": 1000 * 1000,
 	"G": 1 << 30, "GiB": 1 << 30, "GB": 1000 * 1000 * 1000,
+	"T": 1 << 40, "TiB": 1 << 40, "TB": 1000 * 1000 * 1000 * 1000,
 }
 
-const sizeHelp = "k, M, G (or KiB, MiB, GiB) are powers of 1024, kB, MB, GB of 1000"
+const sizeHelp = "k, M, G, T (or KiB, MiB, GiB, TiB) are powers of 1024, kB, MB, GB, TB of 1000"
 
-// parseSize reads a number of bytes above 0, such as 4096, 64k or 1.5MiB.
+// parseSize reads a number of bytes above 0, such as 4096, 64k or 1.5MiB, that fits 32
+// bits.
 func parseSize(s string) (int, error) {
-	digits := strings.TrimRight(s, "BGKMik")
+	n, err := parseBytes(s, math.MaxInt32)
+	return int(n), err
+}
+
+// parseBytes reads a number of bytes from 1 to limit.
+func parseBytes(s string, limit int64) (int64, error) {
+	digits := strings.TrimRight(s, "BGKMTik")
 	unit, known := sizeUnits[s[len(digits):]]
 	n, err := strconv.ParseFloat(digits, 64)
 	bytes := n * float64(unit)
-	if !known || err != nil || !(bytes >= 1 && bytes <= math.MaxInt32) { // NaN is neither
-		return 0, fmt.Errorf("%q is not a size from 1 byte to 2 GiB: write it as 4096, 64k or 1MiB (%s)", s, sizeHelp)
+	if !known || err != nil || !(bytes >= 1 && bytes <= float64(limit)) { // NaN is neither
+		return 0, fmt.Errorf("%q is not a size from 1 byte to %s: write it as 4096, 64k or 1MiB (%s)", s, formatSize(limit+1), sizeHelp)
 	}
-	return int(bytes), nil
+	return int64(bytes), nil
 }
 
 // formatSize writes a number of bytes in the largest unit that keeps it whole.
-func formatSize(n int) string {
+func formatSize[T int | int64](n T) string {
 	switch {
+	case int64(n) >= 1<<40 && int64(n)%(1<<40) == 0:
+		return fmt.Sprintf("%d TiB", int64(n)>>40)
+	case n >= 1<<30 && n%(1<<30) == 0:
+		return fmt.Sprintf("%d GiB", n>>30)
 	case n >= 1<<20 && n%(1<<20) == 0:
 		return fmt.Sprintf("%d MiB", n>>20)
 	case n >= 1<<10 && n%(1<<10) == 0:
@@ -57,6 +69,27 @@ func (f *sizeFlag) String() string {
 }
 
 func (f *sizeFlag) Type() string { return "SIZE" }
+
+// largeSizeFlag is as sizeFlag, for what may be larger than 2 GiB.
+type largeSizeFlag int64
+
+// largestSize is above what any file system of today holds in one file, in bytes.
+const largestSize = 1<<50 - 1
+
+func (f *largeSizeFlag) Set(s string) error {
+	n, err := parseBytes(s, largestSize)
+	*f = largeSizeFlag(n)
+	return err
+}
+
+func (f *largeSizeFlag) String() string {
+	if *f == 0 {
+		return ""
+	}
+	return strconv.FormatInt(int64(*f), 10)
+}
+
+func (f *largeSizeFlag) Type() string { return "SIZE" }
 
 // bufferFlag is the bound of a buffer: messages (a plain number), bytes (a number
 // with a unit), or both with a comma between.
