@@ -16,71 +16,21 @@ type keeper struct {
 	work  chan *commit  // to the goroutine; nil: in the loop
 	ended chan struct{} // closed when the goroutine has ended
 	busy  bool          // a commit is under way
-	usual time.Duration // how long one takes
+	usual time.Duration // how long one takes; while one is under way its goroutine's
 	spare *commit
-}
-
-// commit is what a store is to do next, and what came of it.
-type commit struct {
-	fetch
-	removes []uint64      // messages
-	entries []store.Entry // messages and their marks
-	states  []store.Entry
-	notes   []store.Entry // settings
-	forget  uint64
-	pushed  []pushed
-	settled []origin                   // whose SETTLE is confirmed then
-	answers []func(l *loop, err error) // to whom it is told then
-
-	block []byte // holds the messages' data
-
-	bodies   [][]byte // of wanted; nil: it could not be read
-	failures map[int]error
-	stored   int   // entries that the store was asked for; those behind it failed by trouble
-	trouble  error // full or out of space: the rest may be tried again
-	unsaved  int   // states from here on are to be tried again
-	lost     []*store.LostError
-	took     time.Duration // by the store's calls, in its goroutine
-	fatal    error         // the store is at its end
-}
-
-// fetch is bodies to be read. It comes before the rest of a commit, and what was read is
-// told before that is done.
-type fetch struct {
-	wanted []uint64
-	reads  []*reading
-	bodies [][]byte // of wanted; nil: it could not be read
-	failed error    // the store's, that ends it
-}
-
-// pushed is a message of a commit.
-type pushed struct {
-	seq   uint64
-	by    origin
-	entry int // its place in commit.entries; -1: it has none
-	due   int64
-
-	refused error // why it is not kept; nil without an entry: it is another's duplicate
-}
-
-// reading is a request for bodies; done is called in the loop with as many as were
-// read within limit bytes, at least one. A body that could not be read is nil.
-type reading struct {
-	seqs  []uint64
-	limit int
-	done  func(l *loop, bodies [][]byte)
-
-	bodies [][]byte
 }
 
 const (
 	// blockSize is how much of messages' data is put in one piece of memory, bytes.
 	blockSize = 64 << 10
 
-	// fewWait is for how many pushes and settles a store's goroutine may be waited for
-	// without sleep, and spinMost the longest that this is worth it.
-	fewWait  = 2
-	spinMost = 150 * time.Microsecond
+	// A commit for a disk is done in the loop where one client waits for it and nobody
+	// else is about: to hand it over costs more than some disks. aloneTurns is how long
+	// that must have been so, quickDisk how long a commit takes at most, usually, and
+	// fewWait how many pushes and settles are in it.
+	aloneTurns = 16
+	quickDisk  = 250 * time.Microsecond
+	fewWait    = 2
 
 	// tryAgain is how often a store without room is asked again.
 	tryAgain = time.Second
@@ -110,143 +60,6 @@ func (k *keeper) recycle(c *commit) {
 	k.spare = c
 }
 
-// copy puts data into the commit's memory.
-func (c *commit) copy(data []byte) []byte {
-	if cap(c.block)-len(c.block) < len(data) {
-		c.block = make([]byte, 0, max(blockSize, len(data)))
-	}
-	at := len(c.block)
-	c.block = append(c.block, data...)
-	return c.block[at:len(c.block):len(c.block)]
-}
-
-// idle reports whether there is nothing to be confirmed by a Sync.
-func (c *commit) idle() bool {
-	return len(c.removes)+len(c.entries)+len(c.states)+len(c.notes)+len(c.settled)+len(c.pushed)+len(c.answers) == 0 && c.forget == 0
-}
-
-// run has the store do it all. Removes come first: they make room.
-func (c *commit) run(st store.Store) {
-	if c.idle() || c.fatal != nil {
-		return
-	}
-	if len(c.removes) > 0 {
-		c.check(st.Remove(c.removes))
-	}
-	c.append(st)
-	if c.fatal == nil && len(c.states) > 0 {
-		n, err := st.Append(c.states)
-		if c.unsaved = n; !c.check(err) {
-			c.unsaved = len(c.states)
-		}
-	}
-	if c.fatal == nil && len(c.notes) > 0 {
-		_, err := st.Append(c.notes)
-		c.check(err)
-	}
-	if c.fatal == nil && c.forget > 0 {
-		c.check(st.Forget(c.forget))
-	}
-	if c.fatal == nil {
-		c.check(st.Sync())
-	}
-}
-
-// append stores the messages. One that is too large is passed over; where there is no
-// more room the rest is not tried.
-func (c *commit) append(st store.Store) {
-	for c.stored < len(c.entries) && c.fatal == nil {
-		n, err := st.Append(c.entries[c.stored:])
-		c.stored += n
-		switch {
-		case !c.check(err) || c.stored == len(c.entries):
-			if err != nil && n == 0 && len(c.lost) > maxLosses {
-				c.fatal = err
-			}
-		case errors.Is(err, store.ErrTooLarge), errors.Is(err, store.ErrBadEntry):
-			c.passOver(err)
-		default:
-			c.trouble = err
-			return
-		}
-	}
-}
-
-// passOver leaves out an entry that the store does not take, and its mark: another push
-// of that id is to be taken.
-func (c *commit) passOver(err error) {
-	if c.failures == nil {
-		c.failures = make(map[int]error)
-	}
-	c.failures[c.stored] = err
-	c.stored++
-	if c.stored < len(c.entries) && c.entries[c.stored].Kind == store.Mark {
-		c.stored++
-	}
-}
-
-// maxLosses is how often a store may find within one commit that something was taken
-// from it.
-const maxLosses = 16
-
-// check looks at the outcome of a store's call. It reports true when err is a refusal
-// that the caller has to deal with.
-func (c *commit) check(err error) bool {
-	var lost *store.LostError
-	switch {
-	case err == nil:
-		return false
-	case errors.As(err, &lost):
-		c.lost = append(c.lost, lost)
-		return false
-	case errors.Is(err, store.ErrFull), errors.Is(err, store.ErrNoSpace), errors.Is(err, store.ErrTooLarge), errors.Is(err, store.ErrBadEntry):
-		return true
-	}
-	if c.fatal == nil {
-		c.fatal = err
-	}
-	return false
-}
-
-// empty reports whether there is nothing to read.
-func (f *fetch) empty() bool { return len(f.wanted)+len(f.reads) == 0 }
-
-// read reads the bodies that are asked for.
-func (f *fetch) read(st store.Store) {
-	var block []byte // many small bodies lie in one piece of memory
-	get := func(seq uint64) []byte {
-		if cap(block)-len(block) < blockSize/16 {
-			block = make([]byte, 0, blockSize)
-		}
-		at := len(block)
-		all, err := st.Read(block, seq)
-		switch {
-		case err == nil:
-			if block = all; cap(all) > blockSize {
-				block = nil
-			}
-			return all[at:len(all):len(all)]
-		case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrDamaged), errors.Is(err, store.ErrLost):
-		default: // not of this message alone
-			f.failed = err
-		}
-		return nil
-	}
-	for _, seq := range f.wanted {
-		f.bodies = append(f.bodies, get(seq))
-	}
-	for _, r := range f.reads {
-		size := 0
-		for _, seq := range r.seqs {
-			body := get(seq)
-			r.bodies = append(r.bodies, body)
-			if size += len(body); size >= r.limit {
-				break
-			}
-		}
-	}
-}
-
 // start makes a goroutine for the store's calls.
 func (q *workQueue) start(b *Broker) {
 	k := &q.keeper
@@ -257,12 +70,9 @@ func (q *workQueue) start(b *Broker) {
 			if f := c.takeFetch(k.store); f != nil {
 				b.post(func(l *loop) { l.fetched(q, f) })
 			}
-			began := time.Now()
-			c.run(k.store)
-			c.took = time.Since(began)
+			k.run(c)
 			b.post(func(l *loop) {
 				k.busy = false
-				k.usual += (c.took - k.usual) / 8
 				l.kept(q, c)
 			})
 		}
@@ -300,32 +110,33 @@ func (l *loop) keepOne(q *workQueue) {
 		l.kept(q, c)
 		return
 	}
-	if k.work != nil {
+	if k.work != nil && !l.worthWaiting(k, c) {
 		k.busy = true
 		k.work <- c // does not wait: there is one under way at most
 		l.handed = true
-		if few := len(c.pushed)+len(c.settled) <= fewWait; few && k.usual < spinMost {
-			l.spinUntil = l.now.Add(2 * k.usual)
-		}
 		return
 	}
 	if f := c.takeFetch(k.store); f != nil {
 		l.fetched(q, f)
 	}
-	c.run(k.store)
+	k.run(c)
 	l.kept(q, c)
 }
 
-// takeFetch reads what is to be read and takes it out of c; nil: there was nothing.
-func (c *commit) takeFetch(st store.Store) *fetch {
-	if c.fetch.empty() {
-		return nil
+// worthWaiting reports whether the loop does a commit for a disk itself.
+func (l *loop) worthWaiting(k *keeper, c *commit) bool {
+	return l.alone >= aloneTurns && k.usual > 0 && k.usual < quickDisk && len(c.pushed)+len(c.settled) <= fewWait && c.fetch.empty()
+}
+
+// run has the store do c, and notes how long it took.
+func (k *keeper) run(c *commit) {
+	began := time.Now()
+	c.run(k.store)
+	if took := time.Since(began); k.usual == 0 {
+		k.usual = took
+	} else {
+		k.usual += (took - k.usual) / 8
 	}
-	f := c.fetch
-	c.fetch = fetch{}
-	f.read(st)
-	c.fatal = f.failed
-	return &f
 }
 
 // fetched takes the bodies that were read.
@@ -403,21 +214,6 @@ func (q *workQueue) tookStock(l *loop, c *commit) {
 		q.unsaved = newest(append(q.unsaved, c.states[c.unsaved:]...))
 		l.dueBy(l.stamp + int64(tryAgain))
 	}
-}
-
-// newest returns of several states of one message the last.
-func newest(states []store.Entry) []store.Entry {
-	last := make(map[uint64]int, len(states))
-	for i := range states {
-		last[states[i].Seq] = i
-	}
-	kept := states[:0]
-	for i := range states {
-		if last[states[i].Seq] == i {
-			kept = append(kept, states[i])
-		}
-	}
-	return kept
 }
 
 // pushKept tells of one push that it was kept.

@@ -76,11 +76,12 @@ type loop struct {
 	queuesAt  int64  // when a queue's clock is next looked at, ns since 1970; 0: none runs
 	record    record // the one being looked at
 	recordBuf []byte
-	seqs      []uint64  // scratch
-	spinUntil time.Time // see wait
-	handed    bool      // a store's goroutine was given something to do this turn
-	told      []event   // what happened to queues, to be published
-	tired     []*peer   // that are read again in the next turn
+	seqs      []uint64 // scratch
+	only      int      // the connection that was the only one with something to say,
+	alone     int      // for how many turns
+	handed    bool     // a store's goroutine was given something to do this turn
+	told      []event  // what happened to queues, to be published
+	tired     []*peer  // that are read again in the next turn
 
 	frameLimit  int
 	redelivered []byte // the info map that says so
@@ -105,12 +106,13 @@ const (
 // turnOnce waits for something to happen and does all of it: read what is ready,
 // route it, write it, look at the clock.
 func (l *loop) turnOnce(clock func() time.Time) error {
-	n, err := l.wait(clock)
+	n, err := unix.EpollWait(l.epoll, l.events[:], l.patience(clock()))
 	if err != nil && err != unix.EINTR {
 		return fmt.Errorf("broker: epoll_wait: %w", err)
 	}
 	l.now = clock()
 	l.stamp = l.now.UnixNano()
+	l.noteAlone(l.events[:max(n, 0)])
 	l.rested()
 	for i := range max(n, 0) {
 		l.event(&l.events[i])
@@ -129,22 +131,15 @@ func (l *loop) turnOnce(clock func() time.Time) error {
 	return nil
 }
 
-// wait waits for something to happen. Where one or two clients wait for a disk that is
-// about as quick as a wake-up (40 µs and more to another processor), it looks for the
-// disk's answer without going to sleep.
-func (l *loop) wait(clock func() time.Time) (int, error) {
-	for !l.spinUntil.IsZero() {
-		n, err := unix.EpollWait(l.epoll, l.events[:], 0)
-		if n != 0 || err != nil {
-			l.spinUntil = time.Time{}
-			return n, err
-		}
-		if !clock().Before(l.spinUntil) {
-			l.spinUntil = time.Time{}
-		}
-		runtime.Gosched()
+// noteAlone counts the turns in which nobody but one connection had something to say.
+func (l *loop) noteAlone(events []unix.EpollEvent) {
+	switch {
+	case len(events) == 0 || len(events) == 1 && int(events[0].Fd) == l.wake:
+	case len(events) == 1 && int(events[0].Fd) == l.only:
+		l.alone++
+	default:
+		l.only, l.alone = int(events[0].Fd), 0
 	}
-	return unix.EpollWait(l.epoll, l.events[:], l.patience(clock()))
 }
 
 // finishTurn does what follows from the frames read, and what is due by the clock.

@@ -61,14 +61,14 @@ func (q *Queue) newConsumer(opts *ConsumeOptions) (*Consumer, error) {
 		return nil, fmt.Errorf("%w: a lease of %v: it must not be below 0", ErrBadOption, opts.Lease)
 	}
 	return &Consumer{
-		feed:    newFeed[Delivery](),
-		client:  q.client,
-		request: wire.Consume{Queue: q.name, Prefetch: opts.Prefetch, LeaseMS: millis(opts.Lease)},
-		lease:   opts.Lease,
-		extend:  opts.ExtendLeases,
-		opened:  newReply[struct{}](),
-		ended:   newReply[struct{}](),
-		failed:  LeaseError{Queue: q.name},
+		deliveryFeed: newFeed[Delivery](),
+		client:       q.client,
+		request:      wire.Consume{Queue: q.name, Prefetch: opts.Prefetch, LeaseMS: millis(opts.Lease)},
+		lease:        opts.Lease,
+		extend:       opts.ExtendLeases,
+		opened:       newReply[struct{}](),
+		ended:        newReply[struct{}](),
+		failed:       LeaseError{Queue: q.name},
 	}, nil
 }
 
@@ -110,7 +110,7 @@ func (s *Consumer) disconnect(*wire.Goodbye) {
 	s.mu.Unlock()
 	switch {
 	case s.state == closing:
-		s.retire(ErrClosed, nil)
+		s.retire(ErrClosed, ErrClosed)
 	case s.state == draining && lost.count() > 0:
 		s.retire(ErrDrained, &lost)
 	case s.state == draining:

@@ -14,7 +14,7 @@ import (
 // leased to this consumer until it is settled. Its methods, and those of its
 // deliveries, may be called by several goroutines; each delivery is given to one.
 type Consumer struct {
-	feed[Delivery]
+	deliveryFeed
 
 	// Under feed.mu too.
 	held      deliveries // what Next has given out, not settled
@@ -187,9 +187,9 @@ func (s *Consumer) Next(ctx context.Context) (*Delivery, error) {
 func (s *Consumer) take() (*Delivery, error) {
 	news := false
 	s.mu.Lock()
-	d, err := s.feed.take()
+	d, err := s.deliveryFeed.take()
 	for d != nil && !s.fresh(d) {
-		d, err = s.feed.take()
+		d, err = s.deliveryFeed.take()
 	}
 	if d != nil {
 		s.held.add(d)

@@ -16,6 +16,12 @@ type feed[T any] struct {
 	wake  chan struct{}
 }
 
+// These two are embedded by names that documentation leaves out.
+type (
+	messageFeed  = feed[Message]
+	deliveryFeed = feed[Delivery]
+)
+
 // A batch is items, then perhaps a notice: the error of a Next that is not the end. The
 // items are a part of a block.
 type batch[T any] struct {

@@ -56,9 +56,9 @@ func (c *Client) newSubscription(filter string, opts *SubscribeOptions) (*Subscr
 			Bytes:    opts.BufferBytes,
 			NoLocal:  opts.NoLocal,
 		},
-		feed:   newFeed[Message](),
-		opened: newReply[struct{}](),
-		ended:  newReply[struct{}](),
+		messageFeed: newFeed[Message](),
+		opened:      newReply[struct{}](),
+		ended:       newReply[struct{}](),
 	}
 	if opts.Policy != 0 {
 		s.request.Policy = opts.Policy.String()

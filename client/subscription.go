@@ -12,7 +12,7 @@ import (
 // Client.Subscribe. Its methods may be called by several goroutines; each message is
 // given to one of them.
 type Subscription struct {
-	feed[Message]
+	messageFeed
 	credit credit      // what the broker may send; under feed.mu
 	source *connection // whom to give credit; under feed.mu
 
@@ -125,7 +125,7 @@ func (s *Subscription) Next(ctx context.Context) (*Message, error) {
 // as one who waits.
 func (s *Subscription) take() (*Message, error) {
 	s.mu.Lock()
-	m, err := s.feed.take()
+	m, err := s.messageFeed.take()
 	if m == nil {
 		s.mu.Unlock()
 		return nil, err
