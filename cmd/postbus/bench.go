@@ -19,6 +19,7 @@ type benchFlags struct {
 	options           bench.Options
 	mode, network     string
 	policy, compare   string
+	queue             string
 	size, write, read sizeFlag
 	json, quiet       bool
 }
@@ -38,10 +39,19 @@ and says how much came, how long it took, and what CPU and memory the broker use
   postbus bench --rate 20000                   latency at a steady rate
   postbus bench --mode idle --subs 2000        memory of connections that do nothing
   postbus bench --suite                        all that a release is measured by
+  postbus bench --queue disk --compare redis   a queue filled, then emptied
+  postbus bench --queue memory --one-at-a-time each push waits for its ack
+  postbus bench --queue disk --backlog 1,1000000   cost and memory with so many queued
+  postbus bench --queue all --suite            all of that for queues, beside others
 
 The relay of --compare relay is the least that can stand between them: it copies what
 it reads to every subscriber and looks at nothing. It runs in turn with the broker
-and the ratio is taken pair by pair, so that what else the machine does hits both.`,
+and the ratio is taken pair by pair, so that what else the machine does hits both.
+
+With --queue pushers fill a queue, each push acknowledged at its level, and then
+consumers empty it, each message acknowledged. It can be compared with a stream of
+redis-server, the tube of beanstalkd (both are started for it, without a TCP port,
+and must be installed) or bare System V message queues (msgq).`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context()) },
 	}
@@ -67,16 +77,23 @@ func (f *benchFlags) add(cmd *cobra.Command) {
 	flags.Var(&f.size, "size", "`SIZE` of a message's body (default 128)")
 	flags.IntVar(&o.Rate, "rate", 0, "`N` messages a second of all publishers together (0: as fast as possible)")
 	flags.DurationVar(&o.Duration, "duration", 0, "`TIME` that a run takes (default 2s)")
-	flags.IntVar(&o.Messages, "messages", 0, "end a run after `N` messages of each publisher instead")
+	flags.IntVar(&o.Messages, "messages", 0, "end a run after `N` messages of each publisher (pusher) instead")
 	flags.IntVar(&o.Runs, "runs", 5, "`N` runs, of which the median counts")
 	flags.StringVar(&f.policy, "policy", wire.Block.String(), "`POLICY` of the subscriptions: block, drop-old, drop-new, latest")
-	flags.StringVar(&f.compare, "compare", "", "`WHAT` to run in turn: relay")
+	flags.StringVar(&f.compare, "compare", "", "`WHAT` to run in turn: relay; with --queue redis, beanstalkd or msgq")
 	flags.StringVar(&o.Address, "address", "", "an existing broker's `ADDRESS` (default: a broker of its own for each run)")
 	flags.StringVar(&o.Endpoints, "endpoints", "raw", "`KIND` of publishers and subscribers: raw (frames over sockets), client (the Go client)")
 	flags.Var(&f.write, "write-size", "`SIZE` that a publisher writes at once (default 64k)")
 	flags.Var(&f.read, "read-size", "`SIZE` that the relay reads at once (default 128k, as the broker)")
+	flags.StringVar(&f.queue, "queue", "", "measure a queue, of `LEVEL` memory, kernel, disk or disk-interval\n(for --suite also all)")
+	flags.IntVar(&o.Pushers, "pushers", 0, "`N` pushers, each a process (default 1)")
+	flags.IntVar(&o.Consumers, "consumers", 0, "`N` consumers, each a process (default as many as pushers)")
+	flags.IntVar(&o.Prefetch, "prefetch", 0, "`N` messages that a consumer has in flight (default 1000)")
+	flags.IntVar(&o.AckBatch, "ack-batch", 0, "`N` messages at most acknowledged at once (default: all that came at once)")
+	flags.BoolVar(&o.OneAtATime, "one-at-a-time", false, "push each message when the one before is acknowledged")
+	flags.IntSliceVar(&o.Backlogs, "backlog", nil, "push and take with `N,...` messages in the queue")
 	flags.BoolVar(&o.Suite, "suite", false, "measure all that a release is measured by")
-	flags.StringVar(&o.CPUProfile, "cpuprofile", "", "write a CPU profile of the broker, of the last run, to `FILE`")
+	flags.StringVar(&o.CPUProfile, "cpuprofile", "", "write a CPU profile of the broker, of the last run, to `FILE`\n(with --queue FILE.push and FILE.take, with .N for each round)")
 	flags.BoolVar(&f.json, "json", false, "print the result as JSON")
 	flags.BoolVarP(&f.quiet, "quiet", "q", false, "do not show on a terminal what is under way")
 }
@@ -107,12 +124,14 @@ func (f *benchFlags) fill() error {
 	if err != nil {
 		return &usageError{err}
 	}
-	switch f.compare {
-	case "", "relay":
-	default:
-		return usagef("--compare %s: the only thing to compare with is relay", f.compare)
-	}
 	o := &f.options
+	o.Queue = bench.QueueLevel(f.queue)
+	switch {
+	case f.queue != "":
+		o.Compare = bench.Server(f.compare)
+	case f.compare != "" && f.compare != "relay":
+		return usagef("--compare %s: without --queue the only thing to compare with is relay", f.compare)
+	}
 	o.Mode, o.Network, o.Policy, o.Relay = bench.Mode(f.mode), bench.Network(f.network), policy, f.compare == "relay"
 	o.Size, o.WriteSize, o.ReadSize = int(f.size), int(f.write), int(f.read)
 	if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil && !f.quiet {

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 )
 
 // What goes over the pipes, a line each. Down: the job as JSON, then goLine, and
-// finishLine when nothing more will be sent. Up: a report when ready, one at the
-// end. When the pipe from above ends, so does the child.
+// finishLine when nothing more will be sent; where there are rounds, goLine for each.
+// Other lines are requests to the role "broker". Up: a report when ready, one at the
+// end of each round, one at the end. When the pipe from above ends, so does the child.
 const (
 	goLine     = "go"
 	finishLine = "finish"
@@ -20,19 +22,23 @@ const (
 type report struct {
 	Ready  bool    `json:"ready,omitempty"`
 	Result *result `json:"result,omitempty"`
+	More   bool    `json:"more,omitempty"` // another result follows
 	Error  string  `json:"error,omitempty"`
 }
 
 // control is a child's end of the pipes.
 type control struct {
 	out    *json.Encoder
-	goes   chan struct{} // closed at goLine
+	goes   chan struct{} // one for each goLine
 	finish chan struct{} // closed at finishLine
+	asked  chan string   // other lines
 }
 
 // roles are what a child process can be.
 var roles = map[string]func(*job, *control) (*result, error){
 	"publisher":  publish,
+	"pusher":     push,
+	"consumer":   consume,
 	"subscriber": subscribe,
 	"ping":       ping,
 	"echo":       echo,
@@ -67,7 +73,7 @@ func Child(role string, in io.Reader, out io.Writer) error {
 	if err != nil {
 		return usage("bench %s is started by bench itself, with a job on its standard input: %v", role, err)
 	}
-	c := &control{out: json.NewEncoder(out), goes: make(chan struct{}), finish: make(chan struct{})}
+	c := &control{out: json.NewEncoder(out), goes: make(chan struct{}, 1), finish: make(chan struct{}), asked: make(chan string, 1)}
 	go c.listen(lines)
 	r, err := run(&j, c)
 	if err != nil {
@@ -85,9 +91,11 @@ func (c *control) listen(lines *bufio.Reader) {
 		}
 		switch line {
 		case goLine + "\n":
-			close(c.goes)
+			c.goes <- struct{}{}
 		case finishLine + "\n":
 			close(c.finish)
+		default:
+			c.asked <- strings.TrimSuffix(line, "\n")
 		}
 	}
 }
@@ -100,3 +108,6 @@ func (c *control) ready() error {
 	<-c.goes
 	return nil
 }
+
+// tell reports what came of a round that is not the last, or of a request.
+func (c *control) tell(r *result) error { return c.out.Encode(report{Result: r, More: true}) }

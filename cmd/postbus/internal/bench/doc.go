@@ -18,6 +18,12 @@
 // They speak raw frames over blocking sockets, so that what is measured is the
 // middle; with Options.Endpoints "client" they are what a Go program has.
 //
+// Of a queue (Options.Queue) the parties are pushers and consumers, which have their
+// turns: what was pushed is then taken, in one round or in many. A broker can be
+// replaced by another server or by bare system calls there ([Server]); a pusher is an
+// outlet with the way to it, a consumer a source, and what they do around that is the
+// same. queues.sh, next to this file, installs the others and runs the whole list.
+//
 // It is a package rather than files of the command because its parties are called
 // what the commands are called.
 package bench

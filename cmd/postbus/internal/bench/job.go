@@ -27,6 +27,20 @@ type job struct {
 	Rate       float64       `json:"rate,omitempty"` // of this publisher, a second
 	Latency    bool          `json:"latency,omitempty"`
 	CPUProfile string        `json:"cpu_profile,omitempty"`
+
+	// Of a bench of queues.
+	Server     Server     `json:"server,omitempty"`
+	Queue      string     `json:"queue,omitempty"` // its name, in whatever server
+	Level      wire.Level `json:"level,omitempty"` // that each push is to reach
+	State      string     `json:"state,omitempty"` // the broker's state directory
+	MsgIDs     []int      `json:"msg_ids,omitempty"`
+	Fill       int        `json:"fill,omitempty"` // messages pushed in a round before the first
+	Rounds     int        `json:"rounds,omitempty"`
+	OneAtATime bool       `json:"one_at_a_time,omitempty"`
+	Prefetch   int        `json:"prefetch,omitempty"`
+	AckBatch   int        `json:"ack_batch,omitempty"`
+	Keep       bool       `json:"keep,omitempty"`     // a consumer's messages, from round to round
+	Counters   string     `json:"counters,omitempty"` // the file of the consumers' counters
 }
 
 // result is what a child process saw.
@@ -37,4 +51,5 @@ type result struct {
 	Received  uint64    `json:"received,omitempty"` // all connections together
 	Told      uint64    `json:"told,omitempty"`     // counts of gaps
 	Latency   histogram `json:"latency"`
+	Heap      int64     `json:"heap,omitempty"` // live bytes of the broker's
 }

@@ -2,14 +2,12 @@ package bench
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -74,23 +72,11 @@ func (p *party) startBroker(o *Options, dir string) (*middle, error) {
 	if err != nil {
 		return nil, err
 	}
-	const pause = 2 * time.Millisecond
-	for {
-		pid, err := probe(o.Network, path, o.Size)
-		if err == nil {
-			return &middle{path: path, pid: pid}, nil
-		}
-		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) {
-			return nil, err
-		}
-		select {
-		case <-p.ctx.Done():
-			return nil, context.Cause(p.ctx)
-		case <-c.gone:
-			<-p.ctx.Done() // watch says why
-		case <-time.After(pause):
-		}
+	pid, err := p.await(c, o.Network, path, o.Size)
+	if err != nil {
+		return nil, err
 	}
+	return &middle{path: path, pid: pid}, nil
 }
 
 // findBroker returns the existing broker at an address.

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"time"
@@ -17,6 +18,11 @@ const (
 	RoundTrip  Mode = "latency"    // there and back, one message in flight
 	Steady     Mode = "rate"       // one-way latency at a steady rate
 	Idle       Mode = "idle"       // broker memory of connections that do nothing
+
+	// Of queues; Options.Queue and what comes with it choose among them.
+	Queueing Mode = "queue"         // pushes and then takes a second
+	OneByOne Mode = "one-at-a-time" // how long a push takes that waits for its ack
+	Backlog  Mode = "backlog"       // what a push and a take cost, and a message weighs, where many wait
 )
 
 // Network is a socket type.
@@ -57,7 +63,22 @@ type Options struct {
 	WriteSize int         // bytes a publisher hands over at once, 64 KiB
 	ReadSize  int         // bytes the relay reads at once; 128 KiB, as the broker does
 
-	// CPUProfile names a file for a CPU profile of our own broker, of the last run.
+	// Queue is the level of a queue that is measured instead. Pushers push, each at most
+	// Messages (1,000,000 together; in level kernel 22,000) and for at most Duration,
+	// then Consumers take it all; in level kernel, which has not room for more, and
+	// with Backlogs, 20 times.
+	Queue      QueueLevel
+	Pushers    int    // 1
+	Consumers  int    // as many as Pushers
+	Prefetch   int    // messages that a consumer has in flight, 1,000
+	AckBatch   int    // messages that a consumer acknowledges at once at most; no limit
+	OneAtATime bool   // each push waits for the ack of the one before
+	Backlogs   []int  // push and take with that many messages in the queue, a scenario each
+	Compare    Server // what to run in turn
+	backlog    int    // of this scenario
+
+	// CPUProfile names a file for a CPU profile of our own broker, of the last run. Of
+	// queues there are several, its name with .push and .take, and .N of the rounds.
 	CPUProfile string
 
 	// Progress is told what is going on, a line at a time, each overwriting the
@@ -79,6 +100,7 @@ const (
 	MinSize = 16
 
 	maxTopics = 100_000
+	maxRuns   = 1000
 
 	// grace is how long a run may take beyond its duration before it is given up:
 	// starting 64 processes on a busy machine takes seconds.
@@ -103,10 +125,7 @@ func usage(format string, args ...any) error {
 // withDefaults returns the options with the zero fields filled in.
 func (o Options) withDefaults() Options {
 	if o.Mode == "" {
-		o.Mode = Throughput
-		if o.Rate > 0 {
-			o.Mode = Steady
-		}
+		o.Mode = o.defaultMode()
 	}
 	if o.Mode == Steady && o.Rate == 0 {
 		o.Rate = defaultRate
@@ -114,6 +133,12 @@ func (o Options) withDefaults() Options {
 	subscribers := 1
 	if o.Mode == Idle {
 		subscribers = defaultIdle
+	}
+	if o.Queue != "" {
+		o.Pushers = orDefault(o.Pushers, 1)
+		o.Consumers = orDefault(o.Consumers, o.Pushers)
+		o.Prefetch = orDefault(o.Prefetch, defaultPrefetch)
+		o.AckBatch = orDefault(o.AckBatch, wire.MaxPrefetch)
 	}
 	o.Network = orDefault(o.Network, Stream)
 	o.Publishers = orDefault(o.Publishers, 1)
@@ -127,6 +152,21 @@ func (o Options) withDefaults() Options {
 	o.WriteSize = orDefault(o.WriteSize, defaultWriteSize)
 	o.ReadSize = orDefault(o.ReadSize, defaultReadSize)
 	return o
+}
+
+// defaultMode is the mode that the other options speak of.
+func (o *Options) defaultMode() Mode {
+	switch {
+	case o.Queue != "" && o.OneAtATime:
+		return OneByOne
+	case o.Queue != "" && len(o.Backlogs) > 0:
+		return Backlog
+	case o.Queue != "":
+		return Queueing
+	case o.Rate > 0:
+		return Steady
+	}
+	return Throughput
 }
 
 func orDefault[T comparable](v, def T) T {
@@ -145,6 +185,12 @@ const (
 // check reports the first option that makes no sense. It wants the defaults
 // filled in.
 func (o *Options) check() error {
+	if o.Duration < 0 {
+		return usage("a duration of %v: it must be above 0", o.Duration)
+	}
+	if o.Queue != "" {
+		return o.checkQueue()
+	}
 	switch o.Mode {
 	case Throughput, RoundTrip, Steady, Idle:
 	default:
@@ -158,33 +204,41 @@ func (o *Options) check() error {
 	if o.Endpoints != rawEndpoints && o.Endpoints != clientEndpoints {
 		return usage("endpoints %q are unknown: use raw or client", o.Endpoints)
 	}
-	for _, n := range []struct {
-		name            string
-		value, min, max int
-	}{
+	err := checkBounds([]bound{
 		{"publishers", o.Publishers, 1, maxProcesses},
 		{"subscribers", o.Subscribers, 1, 100_000},
 		{"topics", o.Topics, 1, maxTopics},
 		{"bytes of a message", o.Size, MinSize, wire.LargestMaxMessage},
 		{"messages a second", o.Rate, 0, 1_000_000_000},
 		{"messages", o.Messages, 0, 1 << 40},
-		{"runs", o.Runs, 1, 1000},
+		{"runs", o.Runs, 1, maxRuns},
 		{"bytes of a write", o.WriteSize, 1, 64 << 20},
 		{"bytes of a read", o.ReadSize, wire.DefaultMaxPacket, 64 << 20},
-	} {
+	})
+	return cmp.Or(err, o.checkTogether())
+}
+
+// bound is what a number may be.
+type bound struct {
+	name            string
+	value, min, max int
+}
+
+// checkBounds reports the first number out of its bounds.
+func checkBounds(bounds []bound) error {
+	for _, n := range bounds {
 		if n.value < n.min || n.value > n.max {
 			return usage("%d %s: use %d to %d", n.value, n.name, n.min, n.max)
 		}
 	}
-	if o.Duration < 0 {
-		return usage("a duration of %v: it must be above 0", o.Duration)
-	}
-	return o.checkTogether()
+	return nil
 }
 
 // checkTogether reports options that exclude each other.
 func (o *Options) checkTogether() error {
 	switch {
+	case o.Pushers+o.Consumers+o.Prefetch+o.AckBatch+len(o.Backlogs) > 0 || o.OneAtATime || o.Compare != Postbus:
+		return usage("pushers, consumers and what concerns them are for a bench of queues: name the level of a queue")
 	case o.Relay && o.Endpoints == clientEndpoints:
 		return usage("the relay has no client library to talk to: compare with raw endpoints")
 	case o.Mode == Idle && o.Relay:

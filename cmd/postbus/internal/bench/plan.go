@@ -20,19 +20,25 @@ const (
 	noReference     reference = ""
 	relayReference  reference = "relay"
 	streamReference reference = "stream" // the same broker on SOCK_STREAM
+	emptyReference  reference = "empty"  // the same queue with next to nothing in it
 )
 
 // goal is what a ratio, or where there is none the figure, is to reach.
 type goal struct {
 	atLeast, atMost float64 // 0: no bound
+	floor           float64 // what the figure is to reach beside the ratio
 }
 
-func (g goal) reached(v float64) bool {
-	return v >= g.atLeast && (g.atMost == 0 || v <= g.atMost)
+// reached reports whether v, a ratio or the figure itself, reaches the goal.
+func (g goal) reached(v, figure float64) bool {
+	return v >= g.atLeast && (g.atMost == 0 || v <= g.atMost) && figure >= g.floor
 }
 
 // String returns the goal as a table has it.
 func (g goal) String() string {
+	if g.floor != 0 {
+		return fmt.Sprintf("≥ %.3g and itself ≥ %g", g.atLeast, g.floor)
+	}
 	if g.atMost != 0 {
 		return fmt.Sprintf("≤ %g", g.atMost)
 	}
@@ -41,6 +47,9 @@ func (g goal) String() string {
 
 // plan returns the scenarios that the options ask for.
 func (o Options) plan() []scenario {
+	if o.Queue != "" {
+		return o.queuePlan()
+	}
 	if o.Suite {
 		return o.suite()
 	}
@@ -106,6 +115,25 @@ func (o Options) entry(s Options, r reference, goals map[string]goal) scenario {
 	return scenario{name: s.title(), options: s, reference: r, goals: goals}
 }
 
+// runOnce measures once what is looked at, or what it is compared with.
+func (s *scenario) runOnce(ctx context.Context, other bool) (*Run, error) {
+	o := s.options
+	if o.Queue != "" {
+		switch {
+		case !other:
+			return runQueue(ctx, &o, Postbus)
+		case s.reference == emptyReference:
+			o.backlog = 1
+			return runQueue(ctx, &o, Postbus)
+		}
+		return runQueue(ctx, &o, Server(s.reference))
+	}
+	if other && s.reference == streamReference {
+		o.Network = Stream
+	}
+	return runOnce(ctx, &o, other && s.reference == relayReference)
+}
+
 // run measures a scenario: each run in turn with one of its reference, so that what
 // else the machine does hits both alike.
 func (s *scenario) run(ctx context.Context, say *progress) (*Outcome, error) {
@@ -115,7 +143,7 @@ func (s *scenario) run(ctx context.Context, say *progress) (*Outcome, error) {
 		Reference: string(s.reference)}
 	for i := range s.options.Runs {
 		say.begin("%s: run %d of %d", s.name, i+1, s.options.Runs)
-		r, err := runOnce(ctx, &s.options, false)
+		r, err := s.runOnce(ctx, false)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
@@ -123,12 +151,8 @@ func (s *scenario) run(ctx context.Context, say *progress) (*Outcome, error) {
 		if s.reference == noReference {
 			continue
 		}
-		other := s.options
-		if s.reference == streamReference {
-			other.Network = Stream
-		}
 		say.begin("%s: run %d of %d, the %s", s.name, i+1, s.options.Runs, s.reference)
-		r, err = runOnce(ctx, &other, s.reference == relayReference)
+		r, err = s.runOnce(ctx, true)
 		if err != nil {
 			return nil, fmt.Errorf("%s, the %s: %w", s.name, s.reference, err)
 		}

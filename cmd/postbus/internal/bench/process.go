@@ -51,9 +51,15 @@ func (p *party) start(name string, j *job, args ...string) (*child, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &child{name: name, reports: make(chan report, 4), gone: make(chan struct{})}
 	// The name it was called by, for programs that look at it to know what they are.
-	c.cmd = &exec.Cmd{Path: self, Args: append([]string{os.Args[0]}, args...), Stderr: &c.stderr}
+	return p.startProgram(name, self, j, append([]string{os.Args[0]}, args...))
+}
+
+// startProgram is start for any program; args has its name first.
+func (p *party) startProgram(name, path string, j *job, args []string) (*child, error) {
+	c := &child{name: name, reports: make(chan report, 4), gone: make(chan struct{})}
+	c.cmd = &exec.Cmd{Path: path, Args: args, Stderr: &c.stderr}
+	var err error
 	// Should this process be killed, its children go with it. A terminal's SIGINT is
 	// for this process alone, which then ends them.
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
@@ -101,7 +107,7 @@ func (p *party) watch(c *child, stdout io.Reader) {
 			err := fmt.Errorf("%s: %s", c.name, r.Error)
 			time.AfterFunc(afterthought, func() { p.fail(err) })
 		}
-		done = r.Result != nil || r.Error != ""
+		done = r.Result != nil && !r.More || r.Error != ""
 		c.reports <- r
 	}
 	_, _ = io.Copy(io.Discard, stdout)

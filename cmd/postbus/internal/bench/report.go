@@ -71,8 +71,11 @@ type metric struct {
 }
 
 var (
-	cpuMetric = metric{"cpu", "s/million", func(r *Run) float64 { return r.CPUPerMillion }}
-	rssMetric = metric{"rss", "MiB", func(r *Run) float64 { return float64(r.RSS) / (1 << 20) }}
+	cpuMetric     = metric{"cpu", "s/million", func(r *Run) float64 { return r.CPUPerMillion }}
+	rssMetric     = metric{"rss", "MiB", func(r *Run) float64 { return float64(r.RSS) / (1 << 20) }}
+	pushCPUMetric = metric{"push cpu", "s/million", func(r *Run) float64 { return r.PushCPUPerMillion }}
+	takeCPUMetric = metric{"take cpu", "s/million", func(r *Run) float64 { return r.TakeCPUPerMillion }}
+
 	latencies = []metric{
 		{"p50", "µs", func(r *Run) float64 { return r.P50 }},
 		{"p99", "µs", func(r *Run) float64 { return r.P99 }},
@@ -88,6 +91,24 @@ var metrics = map[Mode][]metric{
 	},
 	RoundTrip: append(slices.Clone(latencies), cpuMetric, rssMetric),
 	Steady:    append(slices.Clone(latencies), cpuMetric, rssMetric),
+	Queueing: {
+		{"push", "million/s", func(r *Run) float64 { return r.PushesPerSecond / 1e6 }},
+		{"take", "million/s", func(r *Run) float64 { return r.TakesPerSecond / 1e6 }},
+		pushCPUMetric, takeCPUMetric, rssMetric,
+	},
+	OneByOne: {
+		latencies[0], latencies[1],
+		{"push", "thousand/s", func(r *Run) float64 { return r.PushesPerSecond / 1e3 }},
+		pushCPUMetric,
+	},
+	Backlog: {
+		{"push", "ns", func(r *Run) float64 { return 1e9 / r.PushesPerSecond }},
+		{"take", "ns", func(r *Run) float64 { return 1e9 / r.TakesPerSecond }},
+		pushCPUMetric, takeCPUMetric,
+		{"memory", "bytes/message", func(r *Run) float64 { return r.BytesPerMessage }},
+		{"heap", "bytes/message", func(r *Run) float64 { return r.HeapPerMessage }},
+		rssMetric,
+	},
 	Idle: {
 		{"memory", "bytes/connection", func(r *Run) float64 { return r.BytesPerConnection }},
 		rssMetric,
@@ -99,9 +120,12 @@ func (s *scenario) figures(out *Outcome) []Figure {
 	var figures []Figure
 	for _, m := range metrics[s.options.Mode] {
 		values := m.each(out.Runs)
+		if slices.Max(values) == 0 {
+			continue // there is no such figure of this scenario
+		}
 		f := Figure{Name: m.name, Unit: m.unit, Value: newSpread(values)}
 		judged := f.Value.Median
-		if others := m.each(out.ReferenceRuns); len(others) > 0 {
+		if others := m.each(out.ReferenceRuns); len(others) > 0 && slices.Min(others) > 0 {
 			for i := range others {
 				values[i] /= others[i]
 			}
@@ -110,7 +134,7 @@ func (s *scenario) figures(out *Outcome) []Figure {
 			judged = ratio.Median
 		}
 		if g, ok := s.goals[m.name]; ok {
-			reached := g.reached(judged)
+			reached := g.reached(judged, f.Value.Median)
 			f.Goal, f.Reached = g.String(), &reached
 		}
 		figures = append(figures, f)

@@ -25,6 +25,18 @@ type Run struct {
 	P999 float64 `json:"p999_us,omitempty"`
 	Max  float64 `json:"max_us,omitempty"`
 
+	// Of a queue: pushing and then taking, all rounds together.
+	Pushed            uint64  `json:"pushed,omitempty"`
+	Taken             uint64  `json:"taken,omitempty"`
+	PushSeconds       float64 `json:"push_seconds,omitempty"`
+	TakeSeconds       float64 `json:"take_seconds,omitempty"`
+	PushesPerSecond   float64 `json:"pushes_per_second,omitempty"`
+	TakesPerSecond    float64 `json:"takes_per_second,omitempty"`
+	PushCPUPerMillion float64 `json:"push_cpu_seconds_per_million,omitempty"` // of the server
+	TakeCPUPerMillion float64 `json:"take_cpu_seconds_per_million,omitempty"`
+	BytesPerMessage   float64 `json:"bytes_per_message,omitempty"`      // resident, of what waits in the queue
+	HeapPerMessage    float64 `json:"heap_bytes_per_message,omitempty"` // of our broker's heap
+
 	Connections        int     `json:"connections,omitempty"`
 	BytesPerConnection float64 `json:"bytes_per_connection,omitempty"`
 }
