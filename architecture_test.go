@@ -24,6 +24,7 @@ var allowed = map[string]struct{ ours, others []string }{
 	"cmd/postbus":                {[]string{"broker", "client", "store", "wire", "cmd/postbus/internal/bench"}, []string{"*"}},
 	"cmd/postbus/internal/bench": {[]string{"broker", "client", "wire"}, []string{"*"}},
 	"examples/pubsub":            {[]string{"client"}, nil},
+	"examples/workqueue":         {[]string{"client"}, nil},
 }
 
 func TestImportArrows(t *testing.T) {

@@ -9,6 +9,16 @@
 //	err = c.Publish(ctx, "build/linux/done", []byte("ok"), nil)
 //	m, err := sub.Next(ctx)
 //
+// What must wait until somebody has done it goes to a queue, which the broker keeps in
+// memory, in System V message queues or on disk (package store):
+//
+//	jobs := c.Queue("jobs")
+//	_, err = jobs.Declare(ctx, &client.QueueOptions{Level: "disk"})
+//	_, err = jobs.Push(ctx, []byte("resize 17.png"), nil)
+//	worker, err := jobs.Consume(ctx, nil)
+//	d, err := worker.Next(ctx)
+//	err = d.Ack()
+//
 // Package wire holds what both put on the socket; docs/PROTOCOL.md describes it,
-// docs/ARCHITECTURE.md how the parts fit together.
+// docs/QUEUES.md what queues promise, docs/ARCHITECTURE.md how the parts fit together.
 package postbus

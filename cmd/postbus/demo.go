@@ -39,8 +39,9 @@ func newDemo() *cobra.Command {
 		Short: "Show in a few seconds what postbus does",
 		Long: `Demo starts a broker on a temporary bus, some subscriber and publisher processes
 (this very program), and shows what each received, what a slow one missed and was
-told, and how the publisher was identified. It checks all that, ends with 1 if
-anything was not as promised, and leaves nothing behind.`,
+told, how the publisher was identified, and that a queue survives when its broker is
+killed. It checks all that, ends with 1 if anything was not as promised, and leaves
+nothing behind.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithCancelCause(cmd.Context())
@@ -87,7 +88,7 @@ func runDemo(ctx context.Context, out io.Writer) (err error) {
 	d := &demo{troupe: troupe{self: self, bus: bus}, out: out}
 	defer d.dismiss()
 	d.printf("A broker runs in process %d, on the temporary bus %s.\nEvery other command below is a process of its own.\n", os.Getpid(), bus)
-	for _, act := range []func(context.Context) error{d.topics, d.identity, d.slowReader, d.blockingReader} {
+	for _, act := range []func(context.Context) error{d.topics, d.identity, d.slowReader, d.blockingReader, d.killedBroker} {
 		if err := act(ctx); err != nil {
 			return err
 		}
@@ -267,8 +268,12 @@ func (d *demo) conclude(took time.Duration) error {
 	d.printf(`
 %d checks passed in %.1f s; nothing is left behind. Now you:
 
-  postbus sub 'build/#'               in one terminal
-  postbus pub build/linux/done ok     in another
+  postbus sub 'build/#'                    in one terminal
+  postbus pub build/linux/done ok          in another
+
+  postbus queue create jobs --level disk   work that waits until it is done
+  postbus push jobs 'resize 17.png'
+  postbus pull jobs
 `, d.checks, took.Seconds())
 	return nil
 }

@@ -64,29 +64,44 @@ func (t *troupe) dismiss() {
 
 // subscribe starts a `postbus sub` and returns once it is subscribed.
 func (t *troupe) subscribe(ctx context.Context, args ...string) (*process, error) {
+	return t.startReady(ctx, append([]string{"sub"}, args...)...)
+}
+
+// publish runs a `postbus pub` to its end.
+func (t *troupe) publish(ctx context.Context, stdin io.Reader, args ...string) (*process, error) {
+	return t.run(ctx, stdin, append([]string{"pub"}, args...)...)
+}
+
+// serve starts a broker in a process of its own, and returns once it serves the bus.
+func (t *troupe) serve(ctx context.Context) (*process, error) {
+	return t.startReady(ctx, "serve", "--dir", t.bus, "--log-level", "error")
+}
+
+// run runs a command to its end.
+func (t *troupe) run(ctx context.Context, stdin io.Reader, args ...string) (*process, error) {
+	p, err := t.start(ctx, stdin, args...)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.wait()
+}
+
+// startReady starts a process and returns once it says that it is ready.
+func (t *troupe) startReady(ctx context.Context, args ...string) (*process, error) {
 	ready, theirs, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer ready.Close()
-	p, err := t.startWith(ctx, nil, theirs, append([]string{"sub"}, args...)...)
+	p, err := t.startWith(ctx, nil, theirs, args...)
 	theirs.Close()
 	if err != nil {
 		return nil, err
 	}
 	if line, _ := io.ReadAll(ready); string(line) != readyLine {
-		return nil, errors.Join(fmt.Errorf("%q ended before it was subscribed", p.line), p.wait())
+		return nil, errors.Join(fmt.Errorf("%q ended before it was ready", p.line), p.wait())
 	}
 	return p, nil
-}
-
-// publish runs a `postbus pub` to its end.
-func (t *troupe) publish(ctx context.Context, stdin io.Reader, args ...string) (*process, error) {
-	p, err := t.start(ctx, stdin, append([]string{"pub"}, args...)...)
-	if err != nil {
-		return nil, err
-	}
-	return p, p.wait()
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
