@@ -20,13 +20,14 @@ type commit struct {
 
 	block []byte // holds the messages' data
 
-	bodies   [][]byte // of wanted; nil: it could not be read
-	failures map[int]error
-	stored   int   // entries that the store was asked for; those behind it failed by trouble
-	trouble  error // full or out of space: the rest may be tried again
-	unsaved  int   // states from here on are to be tried again
-	lost     []*store.LostError
-	fatal    error // the store is at its end
+	bodies    [][]byte // of wanted; nil: it could not be read
+	failures  map[int]error
+	stored    int   // entries that the store was asked for; those behind it failed by trouble
+	trouble   error // full or out of space: the rest may be tried again
+	unremoved bool  // the store had no room to write down that messages are gone
+	unsaved   int   // states from here on are to be tried again
+	lost      []*store.LostError
+	fatal     error // the store is at its end
 }
 
 // fetch is bodies to be read. It comes before the rest of a commit, and what was read is
@@ -35,7 +36,8 @@ type fetch struct {
 	wanted []uint64
 	reads  []*reading
 	bodies [][]byte // of wanted; nil: it could not be read
-	failed error    // the store's, that ends it
+	lost   []*store.LostError
+	failed error // the store's, that ends it
 }
 
 // pushed is a message of a commit.
@@ -79,7 +81,7 @@ func (c *commit) run(st store.Store) {
 		return
 	}
 	if len(c.removes) > 0 {
-		c.check(st.Remove(c.removes))
+		c.unremoved = c.check(st.Remove(c.removes))
 	}
 	c.append(st)
 	if c.fatal == nil && len(c.states) > 0 {
@@ -161,6 +163,7 @@ func (f *fetch) empty() bool { return len(f.wanted)+len(f.reads) == 0 }
 
 // read reads the bodies that are asked for.
 func (f *fetch) read(st store.Store) {
+	var lost *store.LostError
 	var block []byte // many small bodies lie in one piece of memory
 	get := func(seq uint64) []byte {
 		if cap(block)-len(block) < blockSize/16 {
@@ -174,7 +177,9 @@ func (f *fetch) read(st store.Store) {
 				block = nil
 			}
 			return all[at:len(all):len(all)]
-		case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrDamaged), errors.Is(err, store.ErrLost):
+		case errors.As(err, &lost):
+			f.lost = append(f.lost, lost)
+		case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrDamaged):
 		default: // not of this message alone
 			f.failed = err
 		}

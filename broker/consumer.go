@@ -1,11 +1,13 @@
 package broker
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/postbus/postbus/broker/internal/queue"
+	"github.com/postbus/postbus/store"
 	"github.com/postbus/postbus/wire"
 )
 
@@ -173,6 +175,10 @@ func (q *workQueue) body(l *loop, seq uint64) []byte {
 	}
 	body, err := q.keeper.store.Read(l.recordBuf[:0], seq)
 	if err != nil {
+		var lost *store.LostError
+		if errors.As(err, &lost) {
+			l.lose(q, lost)
+		}
 		return nil // want reads it again and sees to it
 	}
 	l.recordBuf = body
@@ -229,7 +235,7 @@ const aheadMessages = 32768
 func (q *workQueue) arrived(l *loop, seq uint64, body []byte, able bool) {
 	if body != nil {
 		q.bodies.put(seq, body)
-	} else if able {
+	} else if _, there := q.core.Look(seq); able && there {
 		l.unreadable(q, seq)
 	}
 }

@@ -313,7 +313,7 @@ func (l *loop) emptied(q *workQueue) {
 	if len(q.drainers) == 0 {
 		return
 	}
-	if s := q.core.Stats(); s.Pending+s.Ready+s.Delayed+s.Leased > 0 || len(q.parked) > 0 || q.gathering != nil || q.keeper.busy {
+	if s := q.core.Stats(); s.Pending+s.Ready+s.Delayed+s.Leased > 0 || len(q.parked)+len(q.late) > 0 || q.gathering != nil || q.keeper.busy {
 		return
 	}
 	for _, r := range q.drainers {

@@ -141,6 +141,9 @@ func (k *keeper) run(c *commit) {
 
 // fetched takes the bodies that were read.
 func (l *loop) fetched(q *workQueue, f *fetch) {
+	for _, lost := range f.lost {
+		l.lose(q, lost)
+	}
 	for i, seq := range f.wanted {
 		q.arrived(l, seq, f.bodies[i], f.failed == nil)
 	}
@@ -164,6 +167,9 @@ func (l *loop) kept(q *workQueue, c *commit) {
 		l.lose(q, lost)
 	}
 	q.tookStock(l, c)
+	if c.unremoved && c.fatal == nil {
+		q.removeLater(l, c)
+	}
 	l.confirm(q, c)
 	q.keeper.recycle(c)
 	if q.gathering != nil && !q.listed {
@@ -214,6 +220,17 @@ func (q *workQueue) tookStock(l *loop, c *commit) {
 		q.unsaved = newest(append(q.unsaved, c.states[c.unsaved:]...))
 		l.dueBy(l.stamp + int64(tryAgain))
 	}
+}
+
+// removeLater puts what the store had no room to write down into the next commit, with
+// those who wait for it.
+func (q *workQueue) removeLater(l *loop, c *commit) {
+	q.late = append(q.late, c.removes...)
+	q.lateSettled = append(q.lateSettled, c.settled...)
+	q.lateAnswers = append(q.lateAnswers, c.answers...)
+	clear(c.settled)
+	c.settled, c.answers = c.settled[:0], nil
+	l.dueBy(l.stamp + int64(tryAgain))
 }
 
 // pushKept tells of one push that it was kept.
@@ -296,11 +313,12 @@ func (l *loop) confirm(q *workQueue, c *commit) {
 // lose takes note of messages that somebody else removed.
 func (l *loop) lose(q *workQueue, lost *store.LostError) {
 	q.core.Lost(lost.Seqs)
+	q.effects(l)
 	for _, seq := range lost.Seqs {
 		q.bodies.take(seq)
 	}
 	l.log.Error("messages of a queue are lost", "queue", q.name, "messages", lost.Messages, "reason", lost.Why)
-	l.announce(q, eventLost, 0, lost.Error())
+	l.tell(&event{Queue: q.name, Event: eventLost, Count: max(lost.Messages, 0), Reason: lost.Error()})
 }
 
 // fail ends what q can do until its store is opened again.
@@ -308,6 +326,7 @@ func (l *loop) fail(q *workQueue, err error) {
 	q.failed = err
 	l.log.Error("a queue's store has failed", "queue", q.name, "error", err)
 	l.announce(q, eventFailed, 0, err.Error())
+	q.lateOnes(l) // they are answered with that
 	parked := q.parked
 	q.parked = nil
 	for i := range parked {

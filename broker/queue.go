@@ -33,14 +33,17 @@ type workQueue struct {
 	listed    bool // in loop.unkept
 	stirred   bool // in loop.stirred
 
-	consumers []*consumer
-	turn      int // the consumer that is next
-	parked    []parked
-	unsaved   []store.Entry // states that found no room in the store
-	bodies    shelf         // of messages that are kept, to be delivered soon
-	aheadTo   uint64        // up to which bodies were read ahead
-	counted   int64         // bytes of it in loop.memory
-	ahead     bool          // bodies are being read ahead
+	consumers   []*consumer
+	turn        int // the consumer that is next
+	parked      []parked
+	unsaved     []store.Entry // states that found no room in the store,
+	late        []uint64      // and removes,
+	lateSettled []origin      // with those who wait for them
+	lateAnswers []func(l *loop, err error)
+	bodies      shelf  // of messages that are kept, to be delivered soon
+	aheadTo     uint64 // up to which bodies were read ahead
+	counted     int64  // bytes of it in loop.memory
+	ahead       bool   // bodies are being read ahead
 
 	draining  bool
 	drainers  []queueRequest // that wait until it is empty

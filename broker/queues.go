@@ -256,10 +256,23 @@ func (q *workQueue) tryAgain(l *loop) {
 		c.states = append(q.unsaved, c.states...)
 		q.unsaved = nil
 	}
+	q.lateOnes(l)
 	if len(q.parked) > 0 {
 		q.unpark(l)
 		l.dueBy(l.stamp + int64(tryAgain))
 	}
+}
+
+// lateOnes puts removes that found no room into the commit, with those who wait for them.
+func (q *workQueue) lateOnes(l *loop) {
+	if len(q.late)+len(q.lateSettled)+len(q.lateAnswers) == 0 {
+		return
+	}
+	c := q.commit(l)
+	c.removes = append(q.late, c.removes...)
+	c.settled = append(q.lateSettled, c.settled...)
+	c.answers = append(q.lateAnswers, c.answers...)
+	q.late, q.lateSettled, q.lateAnswers = nil, nil, nil
 }
 
 // dueBy sees to it that the queues' clocks are looked at by then; 0: never.
@@ -343,6 +356,7 @@ func (l *loop) stopQueues() {
 		}
 		c.fetch = fetch{}
 		c.states = append(q.unsaved, c.states...)
+		c.removes = append(q.late, c.removes...)
 		if q.failed == nil {
 			c.notes = append(c.notes, q.note(true))
 			if c.run(q.keeper.store); c.fatal != nil {
