@@ -59,7 +59,7 @@ func newBroker(opts *Options) (*Broker, error) {
 	}
 	b := &Broker{done: make(chan struct{})}
 	l := &loop{
-		opts: o, log: o.Logger, bus: newBus(), posted: b.takePosts, doors: make(map[int]door), account: make(map[uint32]*account), queues: make(map[string]*workQueue),
+		opts: o, log: o.Logger, bus: newBus(), posted: b.takePosts, doors: make(map[int]door), account: make(map[uint32]*account), queues: make(map[string]*workQueue), euid: uint32(os.Geteuid()),
 		readBuf: make([]byte, readSize+2*wire.DefaultMaxPacket), frameLimit: wire.FrameLimit(o.MaxMessage), now: time.Now(),
 		redelivered: wire.AppendOptions(nil, &wire.MessageInfo{Redelivered: true}),
 	}
@@ -108,6 +108,7 @@ func (b *Broker) run() {
 			l.err = err
 		}
 	}
+	l.wrapUp()
 	b.mu.Lock()
 	b.ended, b.err = true, l.err
 	left := b.posts
@@ -120,8 +121,8 @@ func (b *Broker) run() {
 	close(b.done)
 }
 
-// stop gives back what the loop holds.
-func (l *loop) stop() {
+// wrapUp ends the connections, and lets the queues finish what is under way.
+func (l *loop) wrapUp() {
 	for fd := range l.doors {
 		l.shutDoor(fd)
 	}
@@ -130,6 +131,11 @@ func (l *loop) stop() {
 			l.close(p, "the broker stops")
 		}
 	}
+	l.finishQueues()
+}
+
+// stop gives back what the loop holds, after wrapUp.
+func (l *loop) stop() {
 	l.stopQueues()
 	unix.Close(l.wake)
 	unix.Close(l.epoll)

@@ -84,6 +84,9 @@ func features(wanted []string) []string {
 
 // refuseRequest answers a request that cannot be granted.
 func (l *loop) refuseRequest(p *peer, err error, body wire.ErrorBody) {
+	if p.closed || p.ending {
+		return
+	}
 	e := asError(err)
 	body.Code, body.Text = e.Code, strings.ToValidUTF8(e.Text[:min(len(e.Text), maxText)], "")
 	p.out = wire.AppendCold(p.out, wire.TypeError, &body)

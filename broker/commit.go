@@ -20,7 +20,6 @@ type commit struct {
 
 	block []byte // holds the messages' data
 
-	bodies    [][]byte // of wanted; nil: it could not be read
 	failures  map[int]error
 	stored    int   // entries that the store was asked for; those behind it failed by trouble
 	trouble   error // full or out of space: the rest may be tried again
@@ -33,9 +32,7 @@ type commit struct {
 // fetch is bodies to be read. It comes before the rest of a commit, and what was read is
 // told before that is done.
 type fetch struct {
-	wanted []uint64
 	reads  []*reading
-	bodies [][]byte // of wanted; nil: it could not be read
 	lost   []*store.LostError
 	failed error // the store's, that ends it
 }
@@ -44,10 +41,11 @@ type fetch struct {
 type pushed struct {
 	seq   uint64
 	by    origin
-	entry int // its place in commit.entries; -1: it has none
-	due   int64
+	entry int  // its place in commit.entries; -1: it has none
+	plain bool // it comes in the order it went: its body is worth keeping
 
-	refused error // why it is not kept; nil without an entry: it is another's duplicate
+	refused error  // why it is not kept
+	first   uint64 // without an entry: the message that it is a duplicate of
 }
 
 // reading is a request for bodies; done is called in the loop with as many as were
@@ -63,7 +61,8 @@ type reading struct {
 // copy puts data into the commit's memory.
 func (c *commit) copy(data []byte) []byte {
 	if cap(c.block)-len(c.block) < len(data) {
-		c.block = make([]byte, 0, max(blockSize, len(data)))
+		// They grow, so that a small commit's message that is kept in memory pins little.
+		c.block = make([]byte, 0, max(min(2*cap(c.block), blockSize), smallBlock, len(data)))
 	}
 	at := len(c.block)
 	c.block = append(c.block, data...)
@@ -135,6 +134,19 @@ func (c *commit) passOver(err error) {
 	}
 }
 
+// outcome returns why the store did not keep an entry, nil if it did; -1 is no entry.
+func (c *commit) outcome(entry int) error {
+	switch {
+	case c.fatal != nil:
+		return c.fatal
+	case c.failures[entry] != nil:
+		return c.failures[entry]
+	case entry >= c.stored:
+		return c.trouble
+	}
+	return nil
+}
+
 // maxLosses is how often a store may find within one commit that something was taken
 // from it.
 const maxLosses = 16
@@ -159,7 +171,7 @@ func (c *commit) check(err error) bool {
 }
 
 // empty reports whether there is nothing to read.
-func (f *fetch) empty() bool { return len(f.wanted)+len(f.reads) == 0 }
+func (f *fetch) empty() bool { return len(f.reads) == 0 }
 
 // read reads the bodies that are asked for.
 func (f *fetch) read(st store.Store) {
@@ -185,9 +197,6 @@ func (f *fetch) read(st store.Store) {
 		}
 		return nil
 	}
-	for _, seq := range f.wanted {
-		f.bodies = append(f.bodies, get(seq))
-	}
 	for _, r := range f.reads {
 		size := 0
 		for _, seq := range r.seqs {
@@ -212,16 +221,20 @@ func (c *commit) takeFetch(st store.Store) *fetch {
 	return &f
 }
 
-// newest returns of several states of one message the last.
-func newest(states []store.Entry) []store.Entry {
-	last := make(map[uint64]int, len(states))
-	for i := range states {
-		last[states[i].Seq] = i
+// newest returns of several entries of one kind and message the last.
+func newest(entries []store.Entry) []store.Entry {
+	type name struct {
+		kind store.Kind
+		seq  uint64
 	}
-	kept := states[:0]
-	for i := range states {
-		if last[states[i].Seq] == i {
-			kept = append(kept, states[i])
+	last := make(map[name]int, len(entries))
+	for i, e := range entries {
+		last[name{e.Kind, e.Seq}] = i
+	}
+	kept := entries[:0]
+	for i, e := range entries {
+		if last[name{e.Kind, e.Seq}] == i {
+			kept = append(kept, e)
 		}
 	}
 	return kept

@@ -18,12 +18,16 @@ type consumer struct {
 	queue     *workQueue
 	leases    *queue.Consumer
 	prefetch  int
-	lease     time.Duration    // 0: the queue's
-	waiting   []queue.Delivery // taken, and their bodies are not here yet
+	lease     time.Duration // 0: the queue's
+	at        int           // its place in queue.consumers
+	roomy     bool          // it is in queue.roomy
 	delivered uint64
 	draining  bool // an UNSUBSCRIBE with drain was read
 	closed    bool
 }
+
+// maxConsumers bounds the consumers of one queue.
+const maxConsumers = 4096
 
 // consumerCost is about what a consumer takes, in bytes.
 const consumerCost = 400
@@ -48,7 +52,9 @@ func (l *loop) consume(p *peer, payload []byte) error {
 	p.consumers[c.id] = c
 	p.charge(consumerCost)
 	q := c.queue
+	c.at = len(q.consumers)
 	q.consumers = append(q.consumers, c)
+	q.roomAt(c)
 	p.out = wire.AppendCold(p.out, wire.TypeSubscribed, &wire.Subscribed{Sub: c.id, Seq: l.seq})
 	l.touch(p)
 	l.stir(q)
@@ -69,6 +75,8 @@ func (l *loop) newConsumer(p *peer, f *wire.Consume) (*consumer, error) {
 	case len(p.subs)+len(p.consumers) >= l.opts.MaxSubscriptions:
 		return nil, &wire.Error{Code: wire.CodeLimit, Text: fmt.Sprintf(
 			"the connection has %d subscriptions and consumers, its limit: close some", l.opts.MaxSubscriptions)}
+	case len(q.consumers) >= maxConsumers:
+		return nil, &wire.Error{Code: wire.CodeLimit, Text: fmt.Sprintf("queue %s has %d consumers, the limit: close some", q.name, maxConsumers)}
 	case f.Prefetch < 0 || f.Prefetch > wire.MaxPrefetch:
 		return nil, &wire.Error{Code: wire.CodeBadOption, Text: fmt.Sprintf(
 			"a prefetch of %d messages: 1 to %d are possible, 0 means %d", f.Prefetch, wire.MaxPrefetch, wire.DefaultPrefetch)}
@@ -102,9 +110,10 @@ func (l *loop) deliverQueues() {
 	l.stirring = queues
 }
 
-// deliver leases messages to consumers that have room, in turn.
+// deliver leases messages to consumers that have room, in turn. A message is taken only
+// when its body is here.
 func (q *workQueue) deliver(l *loop) {
-	if len(q.consumers) == 0 || q.failed != nil || l.draining {
+	if len(q.roomy) == 0 || q.failed != nil || q.unmarked || l.draining {
 		return
 	}
 	took := false
@@ -113,30 +122,57 @@ func (q *workQueue) deliver(l *loop) {
 		if c == nil {
 			break
 		}
-		d, ok := q.core.Take(l.stamp, c.leases, c.lease)
+		seq, ok := q.core.Head(l.stamp)
 		if !ok {
 			break
 		}
+		body, again := q.body(l, seq)
+		if again {
+			continue
+		}
+		if body == nil {
+			q.fetchNext(l)
+			break
+		}
+		d, _ := q.core.Take(l.stamp, c.leases, c.lease)
 		took = true
-		c.give(l, d)
+		c.write(l, &d, body)
+		q.bodies.take(seq)
 	}
 	if took {
 		q.readAhead(l)
-		q.effects(l)
+	}
+	q.effects(l)
+}
+
+// roomAt says that c may have room for a delivery.
+func (q *workQueue) roomAt(c *consumer) {
+	if !c.roomy && !c.closed {
+		c.roomy = true
+		q.roomy = append(q.roomy, c)
+	}
+}
+
+// roomForAll says it of all consumers.
+func (q *workQueue) roomForAll() {
+	for _, c := range q.consumers {
+		q.roomAt(c)
 	}
 }
 
 // next returns the consumer whose turn it is, nil when none has room.
 func (q *workQueue) next() *consumer {
-	for range q.consumers {
-		if q.turn >= len(q.consumers) {
+	for len(q.roomy) > 0 {
+		if q.turn >= len(q.roomy) {
 			q.turn = 0
 		}
-		c := q.consumers[q.turn]
-		q.turn++
-		if c.hasRoom() {
+		c := q.roomy[q.turn]
+		if !c.closed && c.hasRoom() {
+			q.turn++
 			return c
 		}
+		c.roomy = false
+		q.roomy = slices.Delete(q.roomy, q.turn, q.turn+1)
 	}
 	return nil
 }
@@ -152,47 +188,60 @@ func (c *consumer) hasRoom() bool {
 	return true
 }
 
-// give sends a delivery, or has its body fetched first.
-func (c *consumer) give(l *loop, d queue.Delivery) {
-	q := c.queue
-	if len(c.waiting) == 0 {
-		if body := q.body(l, d.Seq); body != nil {
-			c.write(l, &d, body)
-			return
-		}
-	}
-	c.waiting = append(c.waiting, d)
-	if q.bodies.get(d.Seq) == nil {
-		q.want(l, d.Seq)
-	}
-}
-
-// body returns the body of message seq if that needs no waiting, and takes it out of
-// the cache. It is valid until the next call.
-func (q *workQueue) body(l *loop, seq uint64) []byte {
-	if body := q.bodies.take(seq); body != nil || q.keeper.work != nil {
-		return body
+// body returns the body of message seq if that needs no waiting; it is valid until the
+// next call. again says that the message is gone, and the next one may be looked at.
+func (q *workQueue) body(l *loop, seq uint64) (body []byte, again bool) {
+	if body := q.bodies.get(seq); body != nil || q.keeper.work != nil {
+		return body, false
 	}
 	body, err := q.keeper.store.Read(l.recordBuf[:0], seq)
-	if err != nil {
-		var lost *store.LostError
-		if errors.As(err, &lost) {
-			l.lose(q, lost)
+	var lost *store.LostError
+	switch {
+	case err == nil:
+		l.recordBuf = body
+		return body, false
+	case errors.As(err, &lost):
+		l.lose(q, lost)
+		if _, there := q.core.Look(seq); there {
+			l.unreadable(q, seq)
 		}
-		return nil // want reads it again and sees to it
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrDamaged):
+		l.unreadable(q, seq)
+	default:
+		l.fail(q, err)
+		return nil, false
 	}
-	l.recordBuf = body
-	return body
+	return nil, true
 }
 
-// want has a body read.
-func (q *workQueue) want(l *loop, seq uint64) {
-	c := q.commit(l)
-	c.wanted = append(c.wanted, seq)
+const (
+	// nextMessages and nextBytes are how much is fetched at once where the next message
+	// is not here: what has a priority, or was returned.
+	nextMessages = 256
+	nextBytes    = 1 << 20
+
+	// aheadMessages is how many messages are looked at ahead of those that are taken.
+	aheadMessages = 32768
+)
+
+// fetchNext has the bodies of what is next read, if that is not under way.
+func (q *workQueue) fetchNext(l *loop) {
+	if q.ahead || q.failed != nil {
+		return
+	}
+	var some []uint64
+	size := 0
+	for _, seq := range q.core.Upcoming(l.seqs[:0], nextMessages) {
+		if v, _ := q.core.Look(seq); q.bodies.get(seq) == nil && (size == 0 || size+v.Size <= nextBytes) {
+			some = append(some, seq)
+			size += v.Size
+		}
+	}
+	q.fetchAhead(l, some)
 }
 
 // readAhead has the bodies of what comes next read, where that waits for a disk and few
-// are here. It goes by seq, so what has a priority or was returned comes on demand.
+// are here. It goes by seq, so what has a priority or was returned comes by fetchNext.
 func (q *workQueue) readAhead(l *loop) {
 	if q.keeper.work == nil || q.ahead || q.bodies.bytes > cacheBytes/2 || q.core.Waiting() <= q.bodies.n {
 		return
@@ -210,54 +259,30 @@ func (q *workQueue) readAhead(l *loop) {
 		}
 		return true
 	})
-	if len(some) == 0 {
+	q.fetchAhead(l, some)
+}
+
+// fetchAhead reads bodies and keeps those of messages that are still to be delivered.
+func (q *workQueue) fetchAhead(l *loop, seqs []uint64) {
+	if len(seqs) == 0 {
 		return
 	}
 	q.ahead = true
 	c := q.commit(l)
-	c.reads = append(c.reads, &reading{seqs: some, limit: unlimited, done: func(l *loop, bodies [][]byte) {
+	c.reads = append(c.reads, &reading{seqs: seqs, limit: unlimited, done: func(l *loop, bodies [][]byte) {
 		q.ahead = false
 		for i, body := range bodies {
-			if v, ok := q.core.Look(some[i]); body != nil && ok && v.State == queue.Ready {
-				q.cache(some[i], body)
+			v, there := q.core.Look(seqs[i])
+			switch {
+			case !there:
+			case body == nil && q.failed == nil:
+				l.unreadable(q, seqs[i])
+			case body != nil && v.State == queue.Ready:
+				q.bodies.put(seqs[i], body)
 			}
 		}
 		l.stir(q)
 	}})
-}
-
-// aheadMessages is how many messages are looked at ahead of those that are taken, at a
-// time.
-const aheadMessages = 32768
-
-// arrived takes a body that was wanted. nil: it cannot be read, for good if the store
-// can do the rest.
-func (q *workQueue) arrived(l *loop, seq uint64, body []byte, able bool) {
-	if body != nil {
-		q.bodies.put(seq, body)
-	} else if _, there := q.core.Look(seq); able && there {
-		l.unreadable(q, seq)
-	}
-}
-
-// goOn sends what waited for its body, as far as the bodies are here.
-func (c *consumer) goOn(l *loop) {
-	q := c.queue
-	n := 0
-	for ; n < len(c.waiting); n++ {
-		d := &c.waiting[n]
-		if len(q.core.Leased(c.leases, d.Seq, d.Seq, l.seqs[:0])) == 0 {
-			continue // its lease ran out meanwhile, or it was given up
-		}
-		body := q.bodies.take(d.Seq)
-		if body == nil {
-			break
-		}
-		c.write(l, d, body)
-	}
-	if c.waiting = c.waiting[n:]; len(c.waiting) == 0 {
-		c.waiting = nil
-	}
 }
 
 // write sends a delivery.
@@ -275,8 +300,8 @@ func (c *consumer) write(l *loop, d *queue.Delivery, body []byte) {
 		p.target = c.id
 	}
 	var info *wire.MessageInfo
-	if d.Redelivered || d.Tries > 1 || l.record.Key != "" || l.record.ID != "" || l.record.Priority != 0 || l.record.origin != "" {
-		info = &wire.MessageInfo{Redelivered: d.Redelivered}
+	if d.Redelivered || d.Tries > 1 || l.record.Key != "" || l.record.ID != "" || l.record.Priority != 0 || l.record.origin != "" || l.record.again {
+		info = &wire.MessageInfo{Redelivered: d.Redelivered || l.record.again}
 		if d.Tries > 1 {
 			info.Tries = int(d.Tries)
 		}
@@ -295,6 +320,15 @@ func (l *loop) unreadable(q *workQueue, seq uint64) {
 	q.bodies.take(seq)
 	l.log.Error("a message of a queue cannot be read: it is given up", "queue", q.name, "message", seq)
 	l.announce(q, eventLost, seq, "it cannot be read")
+	l.leasesEnded(q)
+}
+
+// leasesEnded looks after consumers of q whose leases ended by something else than they.
+func (l *loop) leasesEnded(q *workQueue) {
+	q.roomForAll()
+	for _, c := range slices.Clone(q.consumers) {
+		l.finishConsumer(c)
+	}
 	l.stir(q)
 }
 
@@ -310,10 +344,11 @@ func (l *loop) closeConsumer(c *consumer) {
 	if p.target == c.id {
 		p.target = 0
 	}
-	if i := slices.Index(q.consumers, c); i >= 0 {
-		q.consumers = slices.Delete(q.consumers, i, i+1)
-	}
-	c.waiting = nil
+	last := len(q.consumers) - 1
+	q.consumers[c.at] = q.consumers[last]
+	q.consumers[c.at].at = c.at
+	q.consumers[last] = nil
+	q.consumers = q.consumers[:last]
 	q.core.Leave(l.stamp, c.leases)
 	q.effects(l)
 }
@@ -327,6 +362,11 @@ func (l *loop) closeConsumers(p *peer) {
 
 // unconsume handles an UNSUBSCRIBE of a consumer.
 func (l *loop) unconsume(c *consumer, drain bool) {
+	if drain && c.draining {
+		l.refuseRequest(c.peer, &wire.Error{Code: wire.CodeNotFound,
+			Text: fmt.Sprintf("consumer %d is draining already", c.id)}, wire.ErrorBody{Sub: c.id})
+		return
+	}
 	if drain {
 		c.draining = true
 		l.finishConsumer(c)
@@ -354,6 +394,7 @@ func (l *loop) quench(p *peer) {
 	if p.thirsty && len(p.out) < thirstAt {
 		p.thirsty = false
 		for _, c := range p.consumers {
+			c.queue.roomAt(c)
 			l.stir(c.queue)
 		}
 	}

@@ -168,6 +168,7 @@ func (l *loop) close(p *peer, why string) {
 		l.closeSub(s)
 	}
 	l.closeConsumers(p)
+	l.unparkAll(p)
 	p.closed = true
 	l.goOn(p)
 	l.forgetAwaits(p)

@@ -108,7 +108,10 @@ func (s *Stepper) Connections() int { return s.l.count }
 func (s *Stepper) Stats() Stats { return s.l.snapshot() }
 
 // Close gives back what the loop holds.
-func (s *Stepper) Close() { s.l.stop() }
+func (s *Stepper) Close() {
+	s.l.wrapUp()
+	s.l.stop()
+}
 
 // Ready reports whether a turn would find something to do at once.
 func (s *Stepper) Ready() bool {

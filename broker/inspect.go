@@ -81,6 +81,13 @@ func (l *loop) operate(p *peer, f *wire.Queue) error {
 	return op.do(l, p, f, q)
 }
 
+// askedOne notes that a request of p that had to wait gets its answer.
+func (l *loop) askedOne(p *peer) {
+	p.asking--
+	l.touch(p)
+	l.resume(p)
+}
+
 // answer sends a QUEUED frame.
 func (l *loop) answer(p *peer, a *wire.Queued) {
 	if p.closed || p.ending {
@@ -138,7 +145,7 @@ func (q *workQueue) info(l *loop) wire.QueueInfo {
 		Ready: int64(s.Ready + s.Pending), Delayed: int64(s.Delayed), Leased: int64(s.Leased), Dead: int64(s.Dead),
 		Bytes: s.Bytes, Consumers: int64(len(q.consumers)), StoreFree: -1,
 		Pushed: s.Pushed, Delivered: s.Delivered, Redelivered: s.Redelivered, Acked: s.Acked, Nacked: s.Nacked,
-		Expired: s.Expired, Dropped: s.Dropped, Duplicates: s.Duplicates, Lost: s.Lost,
+		Expired: s.Expired, Dropped: s.Dropped + q.passed, Duplicates: s.Duplicates, Lost: s.Lost,
 	}
 	if s.OldestReady != 0 {
 		info.OldestMS = max(0, (l.stamp-s.OldestReady)/int64(time.Millisecond))
@@ -190,6 +197,7 @@ func (l *loop) peek(p *peer, f *wire.Queue, q *workQueue) error {
 		return true
 	})
 	p.toil += looked
+	p.asking++
 	seqs := make([]uint64, len(found))
 	for i := range found {
 		seqs[i] = found[i].seq
@@ -208,6 +216,7 @@ const maxLook = 100_000
 
 // showPeeked answers a peek.
 func (l *loop) showPeeked(p *peer, f *wire.Queue, q *workQueue, found []peeked, bodies [][]byte, next uint64) {
+	l.askedOne(p)
 	if p.closed || p.ending {
 		return
 	}
@@ -239,20 +248,50 @@ func (l *loop) purge(p *peer, f *wire.Queue, q *workQueue) error {
 	if f.State != "" && f.State != wire.StateDead {
 		return badOption("purge messages that are %q: only dead ones can be purged apart, and none means all that are ready or delayed", f.State)
 	}
-	p.toil += q.core.Len()
-	n := q.core.Purge(f.State == wire.StateDead)
-	q.effects(l)
-	if n > 0 {
-		l.tell(&event{Queue: q.name, Event: eventPurged, Count: n})
-	}
-	l.answerKept(p, f, q, int64(n))
+	q.purges = append(q.purges, &purging{request: queueRequest{p, f}, dead: f.State == wire.StateDead, upTo: q.core.High()})
+	p.asking++
+	l.purgeMore(q)
 	return nil
+}
+
+// purging is a purge under way.
+type purging struct {
+	request queueRequest
+	dead    bool
+	upTo    uint64 // what is pushed later stays
+	count   int
+}
+
+// purgePage is how many messages a purge takes in one turn.
+const purgePage = 10_000
+
+// purgeMore takes the next page of the first purge, or ends it.
+func (l *loop) purgeMore(q *workQueue) {
+	g := q.purges[0]
+	n := q.core.PurgeSome(g.dead, g.upTo, purgePage)
+	g.count += n
+	q.effects(l)
+	if n == purgePage {
+		l.dueBy(l.stamp)
+		return
+	}
+	q.purges = q.purges[1:]
+	if g.count > 0 {
+		l.tell(&event{Queue: q.name, Event: eventPurged, Count: g.count})
+	}
+	l.answerKept(g.request.peer, g.request.frame, q, int64(g.count))
+	l.askedOne(g.request.peer)
+	if len(q.purges) > 0 {
+		l.dueBy(l.stamp)
+	}
 }
 
 // answerKept answers f once the store has what was decided so far.
 func (l *loop) answerKept(p *peer, f *wire.Queue, q *workQueue, count int64) {
 	c := q.commit(l)
+	p.asking++
 	c.answers = append(c.answers, func(l *loop, err error) {
+		l.askedOne(p)
 		if err != nil {
 			l.refuseRequest(p, q.storeError(err), wire.ErrorBody{Token: f.Token})
 			return
@@ -289,6 +328,7 @@ func (l *loop) resumeQueue(p *peer, f *wire.Queue, q *workQueue) error {
 
 // drainQueue has q take no more pushes; it is answered when it is empty.
 func (l *loop) drainQueue(p *peer, f *wire.Queue, q *workQueue) error {
+	q.drainers = slices.DeleteFunc(q.drainers, func(r queueRequest) bool { return r.peer.closed })
 	if len(q.drainers) >= maxWaiting {
 		return tooManyWait(q)
 	}

@@ -21,8 +21,10 @@ type keeper struct {
 }
 
 const (
-	// blockSize is how much of messages' data is put in one piece of memory, bytes.
-	blockSize = 64 << 10
+	// blockSize is how much of messages' data is put in one piece of memory at most, and
+	// smallBlock at least, in bytes.
+	blockSize  = 64 << 10
+	smallBlock = 256
 
 	// A commit for a disk is done in the loop where one client waits for it and nobody
 	// else is about: to hand it over costs more than some disks. aloneTurns is how long
@@ -144,14 +146,6 @@ func (l *loop) fetched(q *workQueue, f *fetch) {
 	for _, lost := range f.lost {
 		l.lose(q, lost)
 	}
-	for i, seq := range f.wanted {
-		q.arrived(l, seq, f.bodies[i], f.failed == nil)
-	}
-	if len(f.wanted) > 0 {
-		for _, consumer := range q.consumers {
-			consumer.goOn(l)
-		}
-	}
 	for _, r := range f.reads {
 		r.done(l, r.bodies)
 	}
@@ -188,32 +182,38 @@ func (l *loop) kept(q *workQueue, c *commit) {
 
 // tookStock says what c kept: to the core, and to those who pushed.
 func (q *workQueue) tookStock(l *loop, c *commit) {
-	trouble := c.trouble
-	if c.fatal != nil {
-		trouble = c.fatal
-	}
 	var again []parked
+	var unkept map[uint64]int // by message that is not kept, its entry
 	for i := range c.pushed {
 		p := &c.pushed[i]
-		err := c.failures[p.entry]
-		switch {
+		if entry, ok := unkept[p.first]; ok {
+			p.entry = entry // the first is not kept, so this is none of it either
+		}
+		switch err := c.outcome(p.entry); {
 		case p.refused != nil:
 			q.unpushed(l, p.by, p.refused)
-			continue
-		case p.entry < 0 && c.fatal == nil, err == nil && p.entry >= 0 && p.entry < c.stored && c.fatal == nil:
-			q.pushKept(l, p, c)
-			continue
 		case err == nil:
-			err = trouble
+			q.pushKept(l, p, c)
+		default:
+			if p.seq != 0 {
+				q.core.Unstored(p.seq)
+				if unkept == nil {
+					unkept = make(map[uint64]int)
+				}
+				unkept[p.seq] = p.entry
+			}
+			again = q.notKept(l, c, p, again)
 		}
-		if p.entry >= 0 {
-			q.core.Unstored(p.seq)
+	}
+	if q.gathering != nil && len(unkept) > 0 {
+		for i := range q.gathering.pushed { // duplicates that came meanwhile
+			if p := &q.gathering.pushed[i]; p.first != 0 {
+				if entry, ok := unkept[p.first]; ok {
+					again = q.notKept(l, c, &pushed{by: p.by, entry: entry}, again)
+					p.by = origin{}
+				}
+			}
 		}
-		if c.fatal == nil && c.trouble != nil && q.settings.WhenFull != wire.WhenFullReject && p.entry >= 0 && c.failures[p.entry] == nil {
-			again = append(again, q.again(c, p))
-			continue
-		}
-		q.unpushed(l, p.by, q.storeError(err))
 	}
 	q.inTrouble(l, c, again)
 	if c.fatal == nil && c.unsaved < len(c.states) {
@@ -233,11 +233,21 @@ func (q *workQueue) removeLater(l *loop, c *commit) {
 	l.dueBy(l.stamp + int64(tryAgain))
 }
 
+// notKept tells of one push that it was not kept, or adds it to those that are tried
+// again.
+func (q *workQueue) notKept(l *loop, c *commit, p *pushed, again []parked) []parked {
+	if c.fatal == nil && c.trouble != nil && q.settings.WhenFull != wire.WhenFullReject && p.entry >= 0 && c.failures[p.entry] == nil {
+		return append(again, q.again(c, p))
+	}
+	q.unpushed(l, p.by, q.storeError(c.outcome(p.entry)))
+	return again
+}
+
 // pushKept tells of one push that it was kept.
 func (q *workQueue) pushKept(l *loop, p *pushed, c *commit) {
-	if p.entry >= 0 {
+	if p.seq != 0 {
 		q.core.Stored(l.stamp, p.seq)
-		if q.level != wire.LevelMemory && p.due <= l.stamp {
+		if q.level != wire.LevelMemory && p.plain {
 			q.cache(p.seq, c.entries[p.entry].Data)
 		}
 	}
@@ -270,8 +280,14 @@ func (q *workQueue) inTrouble(l *loop, c *commit, again []parked) {
 		q.core.DropOldest(len(c.entries) - c.stored)
 	}
 	q.trouble = c.trouble
+	if c.stored < len(c.entries) && c.entries[c.stored].Kind == store.Mark { // its message is kept
+		q.unsaved = append(q.unsaved, c.entries[c.stored])
+	}
+	if len(again) > 0 { // what came meanwhile comes behind
+		again = q.ungather(again)
+	}
 	for i := range again {
-		if p := again[i].by.peer; p != nil {
+		if p := again[i].by.peer; p != nil && !p.closed {
 			p.parkedBytes += len(again[i].data) + parkedCost
 			p.recharge()
 		}
@@ -280,11 +296,34 @@ func (q *workQueue) inTrouble(l *loop, c *commit, again []parked) {
 	l.dueBy(l.stamp + int64(tryAgain))
 }
 
+// ungather adds the pushes that are gathered to those that are tried again.
+func (q *workQueue) ungather(again []parked) []parked {
+	c := q.gathering
+	if c == nil || len(c.entries) == 0 {
+		return again
+	}
+	rest := c.pushed[:0]
+	for i := range c.pushed {
+		p := &c.pushed[i]
+		if p.entry < 0 || p.seq == 0 {
+			rest = append(rest, *p)
+			continue
+		}
+		q.core.Unstored(p.seq)
+		again = append(again, q.again(c, p))
+	}
+	clear(c.pushed[len(rest):])
+	c.pushed = rest
+	clear(c.entries)
+	c.entries = c.entries[:0]
+	return again
+}
+
 // storeError is what somebody is told whose message the store did not keep.
 func (q *workQueue) storeError(err error) error {
 	code := wire.CodeStore
 	switch {
-	case errors.Is(err, store.ErrFull):
+	case errors.Is(err, store.ErrFull), errors.Is(err, store.ErrNoSpace): // both pass
 		code = wire.CodeFull
 	case errors.Is(err, store.ErrTooLarge):
 		code = wire.CodeTooLarge
@@ -317,6 +356,7 @@ func (l *loop) lose(q *workQueue, lost *store.LostError) {
 	for _, seq := range lost.Seqs {
 		q.bodies.take(seq)
 	}
+	l.leasesEnded(q)
 	l.log.Error("messages of a queue are lost", "queue", q.name, "messages", lost.Messages, "reason", lost.Why)
 	l.tell(&event{Queue: q.name, Event: eventLost, Count: max(lost.Messages, 0), Reason: lost.Error()})
 }
@@ -327,6 +367,7 @@ func (l *loop) fail(q *workQueue, err error) {
 	l.log.Error("a queue's store has failed", "queue", q.name, "error", err)
 	l.announce(q, eventFailed, 0, err.Error())
 	q.lateOnes(l) // they are answered with that
+	l.endJobs(q, q.storeError(err))
 	parked := q.parked
 	q.parked = nil
 	for i := range parked {

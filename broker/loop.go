@@ -71,6 +71,7 @@ type loop struct {
 
 	broker    *Broker
 	queues    map[string]*workQueue
+	euid      uint32 // of this process
 	batch     uint64 // of commits: how many were handed to stores
 	memory    int64  // bytes that the queues of level memory hold
 	queuesAt  int64  // when a queue's clock is next looked at, ns since 1970; 0: none runs

@@ -129,7 +129,7 @@ func (p *peer) failed(err error) {
 
 // quiet reports whether nothing waits to be sent.
 func (p *peer) quiet() bool {
-	if len(p.out) > 0 || len(p.active) > 0 || p.pending > 0 || len(p.settlements) > 0 {
+	if len(p.out) > 0 || len(p.active) > 0 || p.pending > 0 || len(p.settlements) > 0 || p.asking > 0 {
 		return false
 	}
 	for _, s := range p.subs {
@@ -153,6 +153,9 @@ func (l *loop) mustPause(p *peer, t wire.Type) bool {
 		}
 		return true
 	}
+	if t == wire.TypeSettle && len(p.settlements) > maxSettlements || t == wire.TypeQueue && p.asking >= maxAsking {
+		return true
+	}
 	if t != wire.TypePublish {
 		return false
 	}
@@ -161,6 +164,11 @@ func (l *loop) mustPause(p *peer, t wire.Type) bool {
 }
 
 const (
+	// maxSettlements and maxAsking are how many settles with different fates, and how many
+	// QUEUE frames, may wait for stores before more of them are left unread.
+	maxSettlements = 1000
+	maxAsking      = 8
+
 	// maxAnswers is how much of its answers a client may leave unread before its
 	// requests are left unread too, in bytes.
 	maxAnswers = 256 << 10
@@ -268,6 +276,7 @@ func (l *loop) inputEnded(p *peer, err error) {
 		return
 	}
 	p.eof = true
+	l.closeConsumers(p)                  // it can settle nothing any more
 	p.broken = p.broken || err != io.EOF // the connection is gone, not just its input
 	l.sendVerdicts(p, true)
 	l.touch(p)
@@ -346,7 +355,7 @@ func (p *peer) finished() bool {
 	case p.broken:
 		return p.eof
 	case p.leaving:
-		return len(p.out) == 0 && p.pending == 0 && len(p.settlements) == 0
+		return len(p.out) == 0 && p.pending == 0 && len(p.settlements) == 0 && p.asking == 0
 	}
-	return p.eof && !p.paused && len(p.out) == 0 && len(p.verdicts) == 0 && len(p.subs) == 0 && len(p.settlements) == 0
+	return p.eof && !p.paused && len(p.out) == 0 && len(p.verdicts) == 0 && len(p.subs) == 0 && len(p.settlements) == 0 && p.asking == 0
 }

@@ -53,6 +53,7 @@ type taken struct {
 	queues uint32
 	level  wire.Level // the lowest of the queues'
 	open   int        // answers of queues that are still to come
+	parked bool       // one of them has no room yet
 }
 
 // failure is the verdict on a publish that a queue did not keep.
@@ -116,7 +117,7 @@ func (l *loop) publish(p *peer, payload []byte) error {
 		p.route = r
 	}
 	var o wire.PublishOptions
-	if r.own || m.Headers != nil || m.Options != nil || len(m.Body) > l.opts.MaxMessage {
+	if r.own && len(r.taps) == 0 || m.Headers != nil || m.Options != nil || len(m.Body) > l.opts.MaxMessage {
 		var err error
 		if o, err = l.checkPublish(r, &m); err != nil {
 			l.refusePublish(p, size, err)
@@ -132,6 +133,10 @@ func (l *loop) publish(p *peer, payload []byte) error {
 			l.refusePublish(p, size, err)
 			return nil
 		}
+		// Each queue has a copy until it is kept: that is what the window bounds.
+		more := size * (len(r.taps) - 1)
+		size += more
+		p.unacked += more
 	}
 	if t.subs == 0 && t.queues == 0 && o.RequireSub {
 		l.refusePublish(p, size, &wire.Error{Code: wire.CodeNoSubscriber,
@@ -210,7 +215,7 @@ func (l *loop) checkPublish(r *route, m *wire.Publish) (o wire.PublishOptions, e
 	if name, push := strings.CutPrefix(r.topic, wire.QueueTopic); push && len(r.taps) == 0 {
 		q, err := l.findQueue(name)
 		if err == nil {
-			err = q.refusePush(l, 0) // it could not be opened
+			err = q.refusePush(l, 0, l.memory) // it could not be opened
 		}
 		return o, err
 	} else if r.own && !push {
@@ -282,7 +287,7 @@ func (l *loop) accept(p *peer, size int, t taken) {
 // a queue shares it with those of the same batch only: else it would wait for ever for
 // those that come after it.
 func (v *verdict) goesOn(t *taken, batch uint64) bool {
-	return v.refused == nil && v.subs == t.subs && v.queues == t.queues && v.level == t.level &&
+	return v.refused == nil && !t.parked && !v.parked && v.subs == t.subs && v.queues == t.queues && v.level == t.level &&
 		(v.open == 0 && t.open == 0 || v.open > 0 && t.open > 0 && v.batch == batch)
 }
 

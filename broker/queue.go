@@ -34,7 +34,8 @@ type workQueue struct {
 	stirred   bool // in loop.stirred
 
 	consumers   []*consumer
-	turn        int // the consumer that is next
+	roomy       []*consumer // those that may have room
+	turn        int         // which of them is next
 	parked      []parked
 	unsaved     []store.Entry // states that found no room in the store,
 	late        []uint64      // and removes,
@@ -48,15 +49,18 @@ type workQueue struct {
 	draining  bool
 	drainers  []queueRequest // that wait until it is empty
 	requeuing *requeuing
+	purges    []*purging
 	mover     *queue.Consumer // has the leases of what is requeued
 	room      store.Stats     // as last seen
 
-	full      bool  // it was told that it is
-	trouble   error // why its store took nothing the last time
-	failed    error // its store can do nothing more
-	broken    bool  // its store could not be opened at the start
-	reopening bool  // its store is being opened again
+	passed    uint64 // publishes of other users that it had no room for
+	full      bool   // it was told that it is
+	trouble   error  // why its store took nothing the last time
+	failed    error  // its store can do nothing more
+	broken    bool   // its store could not be opened at the start
+	reopening bool   // its store is being opened again
 
+	unmarked bool           // a kill would leave a store that seems to have been closed in order
 	opening  bool           // its store is being made
 	deleted  bool           // it goes
 	removing bool           // its store is being removed
@@ -84,20 +88,31 @@ const (
 	// memory so that they need not be read again, in bytes.
 	cacheBytes = 8 << 20
 
+	// bodyCost is about what a body takes beside its bytes.
+	bodyCost = 64
+
+	// messageCost is about what a message takes in the core and in its store beside its
+	// bytes.
+	messageCost = 100
+
+	// markCost is about what an id takes that is remembered.
+	markCost = 300
+
 	// parkedCost is about what a parked push takes beside its data, in bytes.
 	parkedCost = 160
 )
 
-// refusePush says why q takes no push of so many bytes now, or nil.
-func (q *workQueue) refusePush(l *loop, size int) error {
+// refusePush says why q takes no push of so many bytes now, or nil. memory is what all
+// queues of level memory hold.
+func (q *workQueue) refusePush(l *loop, size int, memory int64) error {
 	switch {
 	case q.failed != nil:
 		return &wire.Error{Code: wire.CodeStore, Text: fmt.Sprintf("queue %s takes nothing, its store has failed: %v", q.name, q.failed)}
 	case q.draining:
 		return &wire.Error{Code: wire.CodeDraining, Text: fmt.Sprintf("queue %s is being drained: resume it to push again", q.name)}
-	case q.level == wire.LevelMemory && l.memory+int64(size) > l.opts.MaxQueueMemory:
+	case q.level == wire.LevelMemory && memory+int64(size) > l.opts.MaxQueueMemory:
 		return &wire.Error{Code: wire.CodeLimit, Text: fmt.Sprintf(
-			"the queues of level memory hold %d bytes, the broker's limit is %d: take some out, use another level, or raise it", l.memory, l.opts.MaxQueueMemory)}
+			"the queues of level memory hold %d bytes, the broker's limit is %d: take some out, use another level, or raise it", memory, l.opts.MaxQueueMemory)}
 	case q.settings.WhenFull == wire.WhenFullReject && !q.core.HasRoom(size):
 		q.tellFull(l)
 		return q.fullError()
@@ -111,8 +126,7 @@ func (q *workQueue) fullError() error {
 		q.name, q.core.Len(), q.settings.MaxMessages, q.core.Bytes(), q.settings.MaxBytes)}
 }
 
-// push offers a message to q and returns how many answers by is still to wait for:
-// 0 when it is a duplicate of one that is kept already.
+// push offers a message to q and returns how many answers by has to wait for.
 func (q *workQueue) push(l *loop, by origin, m *queue.Message, data []byte) (open int) {
 	if len(q.parked) > 0 {
 		q.park(l, by, m, data)
@@ -135,7 +149,7 @@ func (q *workQueue) push(l *loop, by origin, m *queue.Message, data []byte) (ope
 	case queue.Duplicate:
 		// The first may be on its way to the store yet: it is what the answer waits for.
 		c := q.commit(l)
-		c.pushed = append(c.pushed, pushed{by: by, entry: -1})
+		c.pushed = append(c.pushed, pushed{by: by, entry: -1, first: q.core.First(m.ID)})
 		return 1
 	}
 	q.gather(l, seq, by, m, data)
@@ -146,12 +160,16 @@ func (q *workQueue) push(l *loop, by origin, m *queue.Message, data []byte) (ope
 func (q *workQueue) gather(l *loop, seq uint64, by origin, m *queue.Message, data []byte) {
 	c := q.commit(l)
 	data = c.copy(data)
-	c.pushed = append(c.pushed, pushed{seq: seq, by: by, entry: len(c.entries), due: m.Due})
+	c.pushed = append(c.pushed, pushed{seq: seq, by: by, entry: len(c.entries), plain: m.Due == 0 && m.Priority == 0 && m.Key == ""})
 	c.entries = append(c.entries, store.Entry{Kind: store.Message, Seq: seq, Data: data})
 	if m.ID != "" && q.settings.DedupMS > 0 {
-		mark := append(binary.BigEndian.AppendUint64(nil, uint64(m.Time)), m.ID...)
-		c.entries = append(c.entries, store.Entry{Kind: store.Mark, Seq: seq, Data: mark})
+		c.entries = append(c.entries, markEntry(seq, m.ID, m.Time))
 	}
+}
+
+// markEntry is what remembers the id of message seq, also when that is gone.
+func markEntry(seq uint64, id string, time int64) store.Entry {
+	return store.Entry{Kind: store.Mark, Seq: seq, Data: append(binary.BigEndian.AppendUint64(nil, uint64(time)), id...)}
 }
 
 // park keeps a push until there is room.
@@ -180,7 +198,7 @@ func (q *workQueue) unpark(l *loop) {
 			break
 		}
 		if verdict == queue.Duplicate {
-			q.commit(l).pushed = append(q.commit(l).pushed, pushed{by: k.by, entry: -1})
+			q.commit(l).pushed = append(q.commit(l).pushed, pushed{by: k.by, entry: -1, first: q.core.First(k.message.ID)})
 		} else {
 			q.gather(l, seq, k.by, &k.message, k.data)
 		}
@@ -235,7 +253,7 @@ func (q *workQueue) effects(l *loop) {
 		q.bury(l, &bury[i])
 	}
 	if q.level == wire.LevelMemory {
-		now := q.core.Bytes()
+		now := q.core.Bytes() + messageCost*int64(q.core.Len()) + markCost*int64(q.core.Marks())
 		l.memory += now - q.counted
 		q.counted = now
 	}
@@ -265,7 +283,7 @@ func (l *loop) stir(q *workQueue) {
 
 // cache keeps the body of a message that is now kept, as far as there is room for it.
 func (q *workQueue) cache(seq uint64, data []byte) {
-	if q.bodies.bytes+len(data) <= cacheBytes {
+	if q.bodies.bytes+len(data)+q.bodies.n*bodyCost <= cacheBytes {
 		q.bodies.put(seq, data)
 	}
 }
@@ -300,7 +318,7 @@ func decodeState(data []byte) (s queue.State, ok bool) {
 }
 
 // enqueue pushes a publish to the queues that tap its topic. The error says why one
-// of them refuses it: then none has it.
+// of them refuses it at once: then none has it.
 func (l *loop) enqueue(p *peer, r *route, m *wire.Publish, o *wire.PublishOptions, t *taken) error {
 	rec, err := l.newRecord(p, r, m, o)
 	if err != nil {
@@ -309,28 +327,64 @@ func (l *loop) enqueue(p *peer, r *route, m *wire.Publish, o *wire.PublishOption
 	data := rec.append(l.recordBuf[:0])
 	l.recordBuf = data
 	rec.Size = len(data)
+	if !l.room(p, len(data)) {
+		return &wire.Error{Code: wire.CodeLimit, Text: "what waits for room in queues takes more than the broker keeps for one connection or one user: wait for the answers, or raise its limits"}
+	}
+	memory := l.memory
 	for _, tap := range r.taps {
-		if err := tap.tapped.refusePush(l, rec.Size); err != nil {
+		q := tap.tapped
+		if q.mayPass(l, p, r) {
+			continue
+		}
+		if err := q.refusePush(l, rec.Size, memory); err != nil {
 			return err
+		}
+		if q.level == wire.LevelMemory {
+			memory += int64(rec.Size)
 		}
 	}
 	by := origin{peer: p, number: p.published}
 	for _, tap := range r.taps {
 		q := tap.tapped
+		if q.mayPass(l, p, r) && !q.core.HasRoom(rec.Size) {
+			q.passed++
+			q.tellFull(l)
+			continue
+		}
 		if t.queues == 0 || q.level < t.level {
 			t.level = q.level
 		}
 		t.queues++
-		t.open += q.push(l, by, &rec.Message, data)
+		q.pushRecord(l, by, rec, data, t)
 	}
 	return nil
+}
+
+// pushRecord pushes a publish; data is its encoding.
+func (q *workQueue) pushRecord(l *loop, by origin, rec *record, data []byte, t *taken) {
+	m := rec.Message // the core completes it with what is the queue's own
+	if ttl := q.settings.TTLMS; ttl > 0 && rec.Expires == 0 {
+		m.Expires = rec.Time + ttl*int64(time.Millisecond)
+		own := *rec
+		own.Message = m
+		data = own.append(nil)
+	}
+	waiting := len(q.parked)
+	t.open += q.push(l, by, &m, data)
+	t.parked = t.parked || len(q.parked) > waiting
+}
+
+// mayPass reports whether a publish to a topic that q is bound to goes on without q when
+// q is full: the queue of one user does not stop another's publishers.
+func (q *workQueue) mayPass(l *loop, p *peer, r *route) bool {
+	return !r.own && q.owner != p.cred.UID && q.owner != 0 && q.owner != l.euid
 }
 
 // newRecord makes what is kept of a publish.
 func (l *loop) newRecord(p *peer, r *route, m *wire.Publish, o *wire.PublishOptions) (*record, error) {
 	rec := &l.record
 	*rec = record{uid: p.cred.UID, gid: p.cred.GID, pid: p.cred.PID, headers: m.Headers, body: m.Body}
-	rec.Time = l.stamp
+	rec.Time, rec.again = l.stamp, o.Redelivered
 	if !r.own {
 		rec.topic = m.Topic
 	}

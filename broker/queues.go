@@ -8,6 +8,7 @@ import (
 	"github.com/postbus/postbus/broker/internal/queue"
 	"github.com/postbus/postbus/store"
 	"github.com/postbus/postbus/wire"
+	"golang.org/x/sys/unix"
 )
 
 // takeQueue makes a queue of what its store had.
@@ -27,7 +28,7 @@ func (l *loop) takeQueue(name string, k *stored) *workQueue {
 	l.endRun()
 	l.topics.subscribe(q.tap)
 	l.queues[name] = q
-	q.remember(l) // from now on a kill leaves it unclean
+	q.begin(l, k)
 	if err := k.store.Stats().LastLost; err != nil {
 		l.log.Error("messages of a queue are lost", "queue", name, "reason", err)
 		l.announce(q, eventLost, 0, err.Error())
@@ -38,6 +39,22 @@ func (l *loop) takeQueue(name string, k *stored) *workQueue {
 	q.core.Tick(l.stamp)
 	q.effects(l)
 	return q
+}
+
+// begin has the store know that the queue is in use, before anything is delivered: what a
+// kill leaves then may have been delivered. A kill between the messages of a push and its
+// marks has left them without.
+func (q *workQueue) begin(l *loop, k *stored) {
+	q.remember(l)
+	q.unmarked = true
+	c := q.commit(l)
+	c.answers = append(c.answers, func(l *loop, _ error) {
+		q.unmarked = false
+		l.stir(q)
+	})
+	q.core.MarksAfter(k.mark, func(seq uint64, id string, time int64) {
+		c.notes = append(c.notes, markEntry(seq, id, time))
+	})
 }
 
 // findQueue returns the queue of that name.
@@ -77,6 +94,7 @@ func (l *loop) declare(p *peer, f *wire.Queue) error {
 		l.declared(p, f, l.takeQueue(f.Queue, k))
 		return nil
 	}
+	p.asking++
 	q := &workQueue{name: f.Queue, settings: s, opening: true, core: queue.New(coreSettings(&s), 0)}
 	l.queues[f.Queue] = q
 	b, dir, now := l.broker, l.opts.StateDir, l.now
@@ -102,6 +120,7 @@ func (l *loop) declare(p *peer, f *wire.Queue) error {
 // opened goes on with a declaration whose store was made, or could not be.
 func (l *loop) opened(p *peer, f *wire.Queue, place *workQueue, k *stored, err error) {
 	delete(l.queues, f.Queue)
+	l.askedOne(p)
 	if err != nil {
 		l.log.Error("a queue cannot be made", "queue", f.Queue, "error", err)
 		l.refuseRequest(p, &wire.Error{Code: wire.CodeStore, Text: fmt.Sprintf("queue %s cannot be made: %v", f.Queue, err)}, wire.ErrorBody{Token: f.Token})
@@ -146,6 +165,7 @@ func (l *loop) declared(p *peer, f *wire.Queue, q *workQueue) {
 // deleteQueue removes a queue and everything in it.
 func (l *loop) deleteQueue(p *peer, f *wire.Queue, q *workQueue) {
 	q.deleted = true
+	p.asking++
 	q.waiting = append(q.waiting, queueRequest{p, f})
 	l.endRun()
 	if q.tap != nil {
@@ -163,6 +183,7 @@ func (l *loop) deleteQueue(p *peer, f *wire.Queue, q *workQueue) {
 		parked[i].uncharge()
 		q.unpushed(l, parked[i].by, gone)
 	}
+	l.endJobs(q, gone)
 	for _, r := range q.drainers {
 		l.refuseRequest(r.peer, gone, wire.ErrorBody{Token: r.frame.Token})
 	}
@@ -172,7 +193,7 @@ func (l *loop) deleteQueue(p *peer, f *wire.Queue, q *workQueue) {
 
 // finishDelete removes the store, beside the loop, once nothing is under way in it.
 func (l *loop) finishDelete(q *workQueue) {
-	if q.gathering != nil || q.keeper.busy || q.removing {
+	if q.gathering != nil || q.keeper.busy || q.removing || q.reopening {
 		return
 	}
 	q.removing = true
@@ -189,6 +210,7 @@ func (l *loop) finishDelete(q *workQueue) {
 			l.memory -= q.counted
 			l.announce(q, eventDeleted, 0, "")
 			for _, r := range q.waiting {
+				l.askedOne(r.peer)
 				if err != nil {
 					l.refuseRequest(r.peer, &wire.Error{Code: wire.CodeStore, Text: fmt.Sprintf("queue %s is deleted, but not all of its store: %v", q.name, err)}, wire.ErrorBody{Token: r.frame.Token})
 				} else {
@@ -197,6 +219,16 @@ func (l *loop) finishDelete(q *workQueue) {
 			}
 		})
 	}()
+}
+
+// unparkAll drops what p has parked: nobody was told that it is kept.
+func (l *loop) unparkAll(p *peer) {
+	if p.parkedBytes == 0 {
+		return
+	}
+	for _, q := range l.queues {
+		q.parked = slices.DeleteFunc(q.parked, func(k parked) bool { return k.by.peer == p })
+	}
 }
 
 // dropParked forgets the pushes that wait for room. Their clients have no verdict on
@@ -231,15 +263,16 @@ func (l *loop) tickQueues() {
 		}
 		if due := q.core.Due(); due != 0 && due <= l.stamp {
 			q.core.Tick(l.stamp)
-			for _, c := range slices.Clone(q.consumers) {
-				l.finishConsumer(c)
-			}
+			l.leasesEnded(q)
 			q.effects(l)
 		}
 		l.dueBy(q.core.Due())
 		q.tryAgain(l)
 		if r := q.requeuing; r != nil && r.open == 0 && !r.reading {
 			l.requeueMore(q)
+		}
+		if len(q.purges) > 0 {
+			l.purgeMore(q)
 		}
 	}
 }
@@ -304,17 +337,29 @@ func (l *loop) reopen(q *workQueue) {
 
 func (l *loop) reopened(q *workQueue, k *stored, err error) {
 	q.reopening = false
+	if q.deleted {
+		if err == nil {
+			q.keeper.store = k.store
+		}
+		l.finishDelete(q)
+		return
+	}
 	if err != nil {
 		q.failed = err
 		l.dueBy(l.stamp + int64(tryAgain))
 		return
 	}
-	if l.err != nil || q.deleted {
+	if l.err != nil {
 		k.store.Close()
 		return
 	}
 	for _, c := range q.consumers {
-		c.leases, c.waiting = k.core.Consumer(), nil
+		c.leases = k.core.Consumer()
+	}
+	q.mover = nil
+	if r := q.requeuing; r != nil {
+		q.requeuing = nil
+		l.refuseRequest(r.request.peer, q.storeError(q.failed), wire.ErrorBody{Token: r.request.frame.Token})
 	}
 	q.failed, q.trouble, q.full = nil, nil, false
 	q.bodies, q.aheadTo, q.unsaved = shelf{}, 0, nil
@@ -326,9 +371,30 @@ func (l *loop) reopened(q *workQueue, k *stored, err error) {
 	if q.level >= wire.LevelDiskInterval {
 		q.start(l.broker)
 	}
+	q.begin(l, k)
 	l.log.Info("a queue's store is open again", "queue", q.name)
 	l.announce(q, eventHealed, 0, "")
 	q.effects(l)
+	l.leasesEnded(q)
+}
+
+// finishQueues has done what is under way: commits, and dead letters that move from one
+// queue to another.
+func (l *loop) finishQueues() {
+	for range 10_000 { // bounded, should two queues never come to an end with one another
+		l.keep()
+		busy := false
+		for _, q := range l.queues {
+			busy = busy || q.keeper.busy
+		}
+		if !busy && len(l.unkept) == 0 {
+			return
+		}
+		if busy {
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(l.wake), Events: unix.POLLIN}}, 1000)
+			l.runPosted()
+		}
+	}
 }
 
 // stopQueues gives back what queues hold, at the end of the loop: what was delivered and

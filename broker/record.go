@@ -24,6 +24,7 @@ type record struct {
 	topic         []byte // nil: the queue's own
 	headers       []byte
 	body          []byte
+	again         bool // its publisher had sent it before, and did not know whether it arrived
 
 	// Of a dead letter that was moved here.
 	origin, reason string
@@ -41,6 +42,9 @@ const (
 	hasTopic
 )
 
+// isAgain in the byte of the priority says that the publisher had sent it before.
+const isAgain = 1 << 7
+
 // errBadRecord is what decode returns.
 var errBadRecord = errors.New("broker: not a queue's record of this version")
 
@@ -49,9 +53,13 @@ func (r *record) append(dst []byte) []byte {
 	at := len(dst)
 	dst = append(dst, 0)
 	var flags byte
-	if r.Priority != 0 {
+	if r.Priority != 0 || r.again {
 		flags |= hasPriority
-		dst = append(dst, r.Priority)
+		priority := r.Priority
+		if r.again {
+			priority |= isAgain
+		}
+		dst = append(dst, priority)
 	}
 	if r.Due != 0 {
 		flags |= hasDue
@@ -99,7 +107,8 @@ func (r *record) decode(data []byte) error {
 		return errBadRecord // of a later version
 	}
 	if flags&hasPriority != 0 {
-		r.Priority = f.byte()
+		priority := f.byte()
+		r.Priority, r.again = priority&^isAgain, priority&isAgain != 0
 	}
 	if flags&hasDue != 0 {
 		r.Due = int64(f.uint64())

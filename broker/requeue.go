@@ -34,6 +34,7 @@ func (l *loop) requeue(p *peer, f *wire.Queue, q *workQueue) error {
 		left = unlimited
 	}
 	p.toil += q.core.Len()
+	p.asking++
 	n := len(q.core.Requeue(l.stamp, left))
 	q.effects(l)
 	q.requeuing = &requeuing{request: queueRequest{p, f}, left: left - n, count: int64(n)}
@@ -59,6 +60,7 @@ func (l *loop) requeueMore(q *workQueue) {
 	if len(seqs) == 0 {
 		q.requeuing = nil
 		l.answerKept(r.request.peer, r.request.frame, q, r.count)
+		l.askedOne(r.request.peer)
 		return
 	}
 	r.reading = true
@@ -84,7 +86,7 @@ func (q *workQueue) sendBack(l *loop, seq uint64, body []byte) {
 		return
 	}
 	to, err := l.findQueue(rec.origin)
-	if err != nil || to == q || to.refusePush(l, len(body)) != nil {
+	if err != nil || to == q || to.refusePush(l, len(body), l.memory) != nil || !to.core.HasRoom(len(body)) {
 		return
 	}
 	if !q.core.Pick(l.stamp, q.mover, seq, maxLease) {
@@ -97,6 +99,7 @@ func (q *workQueue) sendBack(l *loop, seq uint64, body []byte) {
 	if string(rec.topic) == string(to.topic) {
 		rec.topic = nil
 	}
+	rec.Expires = to.expires(l)
 	data := rec.append(nil)
 	rec.Size = len(data)
 	to.push(l, origin{from: q, number: seq}, &rec.Message, data)
@@ -113,5 +116,20 @@ func (l *loop) requeuedOne(q *workQueue, went bool) {
 	}
 	if r.open == 0 {
 		l.dueBy(l.stamp) // the next page is for the next turn
+	}
+}
+
+// endJobs answers what is being done page by page, because q cannot go on.
+func (l *loop) endJobs(q *workQueue, err error) {
+	if r := q.requeuing; r != nil {
+		q.requeuing, q.mover = nil, nil
+		l.askedOne(r.request.peer)
+		l.refuseRequest(r.request.peer, err, wire.ErrorBody{Token: r.request.frame.Token})
+	}
+	purges := q.purges
+	q.purges = nil
+	for _, g := range purges {
+		l.askedOne(g.request.peer)
+		l.refuseRequest(g.request.peer, err, wire.ErrorBody{Token: g.request.frame.Token})
 	}
 }

@@ -20,8 +20,9 @@ type stored struct {
 	store store.Store
 	note  note
 	core  *queue.Queue
-	found bool // there was something
-	junk  int  // messages that are none of this version
+	found bool   // there was something
+	junk  int    // messages that are none of this version
+	mark  uint64 // the last message whose mark is there
 }
 
 // openStore opens the store of a queue and reads what is in it; a new one has nothing.
@@ -91,6 +92,7 @@ func (k *stored) restore(now int64) error {
 				k.core = queue.New(coreSettings(&k.note.Settings), high)
 			}
 			flush(queue.State{})
+			k.mark = e.Seq
 			if len(e.Data) > 8 {
 				k.core.RestoreMark(e.Seq, string(e.Data[8:]), int64(binary.BigEndian.Uint64(e.Data)))
 			}
@@ -128,6 +130,10 @@ func (l *loop) openQueues() error {
 		}
 		l.openQueue(name, level)
 	}
+	for _, q := range l.queues { // now that all are there
+		q.core.BuryAgain()
+		q.effects(l)
+	}
 	return nil
 }
 
@@ -142,11 +148,10 @@ func (l *loop) openQueue(name string, level store.Level) {
 	}
 	switch {
 	case err != nil:
-		l.log.Error("a queue cannot be opened", "queue", name, "error", err)
-		l.queues[name] = &workQueue{
-			name: name, topic: []byte(wire.QueueTopic + name), settings: s, level: levelOf(&s), owner: uint32(os.Geteuid()),
-			core: queue.New(coreSettings(&s), 0), failed: err, broken: true,
-		}
+		l.breakQueue(name, &s, err)
+	case !k.found && (k.store.Stats().Messages > 0 || k.store.Stats().Marks > 0):
+		err = errors.Join(fmt.Errorf("its settings are missing, and %d messages are there", k.store.Stats().Messages), k.store.Close())
+		l.breakQueue(name, &s, err)
 	case !k.found: // its declaration was never answered
 		err = errors.Join(k.store.Close(), deleteStore(l.opts.StateDir, name, level))
 		l.log.Warn("what a declaration began is removed", "queue", name, "error", err)
@@ -158,6 +163,15 @@ func (l *loop) openQueue(name string, level store.Level) {
 // sameDisk reports whether the stores of two queues are opened alike.
 func sameDisk(a, b *wire.QueueSettings) bool {
 	return a.SyncMS == b.SyncMS && diskBytes(a) == diskBytes(b)
+}
+
+// breakQueue makes a queue that says why it cannot be used.
+func (l *loop) breakQueue(name string, s *wire.QueueSettings, err error) {
+	l.log.Error("a queue cannot be opened", "queue", name, "error", err)
+	l.queues[name] = &workQueue{
+		name: name, topic: []byte(wire.QueueTopic + name), settings: *s, level: levelOf(s), owner: l.euid,
+		core: queue.New(coreSettings(s), 0), failed: err, broken: true,
+	}
 }
 
 func deleteStore(dir, name string, level store.Level) error {

@@ -14,6 +14,7 @@ type consuming struct {
 	settles     uint64 // SETTLE frames handled: the number of the last
 	settlements []settlement
 	thirsty     bool // a consumer got nothing because too much output waits
+	asking      int  // QUEUE frames that wait for a store
 	toil        int  // messages that its frames had the loop go through since it was last let rest
 }
 
@@ -43,8 +44,11 @@ func (l *loop) settle(p *peer, payload []byte) error {
 		l.sendSettled(p)
 		return nil
 	case f.Verb < wire.VerbAck || f.Verb > wire.VerbExtend || f.First > f.Last || len(f.Reason) > wire.MaxReason || f.Arg > maxLease.Milliseconds():
-		return &wire.Error{Code: wire.CodeMalformed, Text: fmt.Sprintf(
-			"SETTLE of %d to %d: %v with %d ms and a reason of %d bytes is not possible: up to %d ms and %d bytes are", f.First, f.Last, f.Verb, f.Arg, len(f.Reason), maxLease.Milliseconds(), wire.MaxReason)}
+		l.noteSettle(p, 0).refuse(wire.ErrorBody{Code: wire.CodeBadOption, Sub: f.Sub, Settle: number, Text: fmt.Sprintf(
+			"%v of %d to %d with %d ms and a reason of %d bytes: the verbs are 1 to 4, the first is not above the last, and the limits are %v and %d bytes",
+			f.Verb, f.First, f.Last, f.Arg, len(f.Reason), maxLease, wire.MaxReason)})
+		l.sendSettled(p)
+		return nil
 	}
 	q := c.queue
 	p.toil += int(min(f.Last-f.First, uint64(c.leases.Leases())))
@@ -67,6 +71,7 @@ func (l *loop) settle(p *peer, payload []byte) error {
 			q.core.Extend(l.stamp, c.leases, seq, arg)
 		}
 	}
+	q.roomAt(c)
 	q.effects(l)
 	open := 0
 	if len(seqs) > 0 && f.Verb != wire.VerbExtend {
@@ -159,4 +164,5 @@ func (l *loop) sendSettled(p *peer) {
 	p.out = wire.AppendSettled(p.out, p.settlements[n-1].upto)
 	p.settlements = append(p.settlements[:0], p.settlements[n:]...)
 	l.touch(p)
+	l.resume(p)
 }

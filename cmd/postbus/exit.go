@@ -39,7 +39,7 @@ var exitMeanings = []struct {
 	{exitOK, "all that was asked for was done"},
 	{exitFailed, "it failed, and no other code says how"},
 	{exitUsage, "wrong usage: an unknown command, flag or value, a bad topic or filter"},
-	{exitDamaged, "queue check: what is kept is not what was written"},
+	{exitDamaged, "queue check, salvage: what is kept is not what was written"},
 	{exitNoQueue, "there is no such queue"},
 	{exitNoBroker, "no broker answers there, or it went away and did not come back"},
 	{exitNotWritten, "pull: standard output could not be written; what was not written went back to the queue"},

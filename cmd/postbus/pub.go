@@ -58,7 +58,7 @@ given to all who are subscribed. At a refusal it stops.`,
 	flags.IntVar(&p.waitSubs, "wait-subs", 0, "first wait until `N` subscriptions would get a message")
 	flags.DurationVar(&p.timeout, "timeout", 0, "give up (exit 124) after `TIME` in all, such as 10s (default: never)")
 	flags.BoolVarP(&p.receipt, "receipt", "v", false,
-		"print for each message how many subscribers got it; waits for each one")
+		"print for each message how many subscribers got it and how many\nqueues took it; waits for each one")
 	return cmd
 }
 
@@ -142,6 +142,6 @@ func publishWithReceipt(ctx context.Context, c *client.Client, topic string, bod
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Printf("%d\n", receipt.Subscribers)
+	_, err = fmt.Printf("%d %d\n", receipt.Subscribers, receipt.Queues)
 	return err
 }

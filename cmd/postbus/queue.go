@@ -19,7 +19,8 @@ func newQueue(to *target) *cobra.Command {
 		Short: "Make, look at and look after queues",
 		Long: `A queue keeps messages until somebody has taken each one and said that it is done:
 see postbus push and postbus pull. The commands below make queues, show what is in
-them and mend what went wrong; all but check ask the broker.`,
+them and mend what went wrong; all but check and salvage
+ask the broker.`,
 		Example: `  postbus queue create jobs --level disk --max-tries 3
   postbus queue ls
   postbus queue dead jobs && postbus queue requeue jobs`,
@@ -41,6 +42,7 @@ them and mend what went wrong; all but check ask the broker.`,
 		newQueueDrain(to),
 		newQueueRemove(to),
 		newQueueCheck(to),
+		newQueueSalvage(to),
 	)
 	return cmd
 }

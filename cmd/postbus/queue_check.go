@@ -36,7 +36,7 @@ stands for all queues there, and so does nothing at all.
 It ends with 0 when all is whole. At the end of a log it may find a write that a
 crash has cut off: that is whole too, for nobody was told that it was kept. For each
 damage it prints the file, the offset and the length in bytes, and what it means,
-and ends with 65.
+and ends with 65; postbus queue salvage brings back what is whole.
 
 Of a queue of level kernel it compares the key file with the queues that the kernel
 has: some may be missing, or there may be some with its keys that are not its own,
@@ -98,8 +98,13 @@ func (c *checking) run(args []string) error {
 	}
 	names := []string{name}
 	if name == "" {
-		if names, err = storedQueues(dir); err != nil {
+		if names, err = storedQueues(dir); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("%w: there is no directory %s", errNoQueue, c.state.looked(c.target, dir))
+		} else if err != nil {
 			return err
+		}
+		if len(names) == 0 {
+			fmt.Fprintf(os.Stderr, "postbus queue check: nothing is kept in %s\n", c.state.looked(c.target, dir))
 		}
 	}
 	p := newProgress(os.Stderr, int64(len(names)))
@@ -111,12 +116,15 @@ func (c *checking) run(args []string) error {
 		})
 		found, err := checkQueue(dir, name)
 		end()
+		if errors.Is(err, errNoQueue) {
+			err = c.state.notKept(c.target, dir, name)
+		}
 		if err != nil {
 			failed = append(failed, err)
 			continue
 		}
 		for i := range found {
-			if err := c.print(&found[i]); err != nil {
+			if err := c.print(&found[i], dir); err != nil {
 				return err
 			}
 			if len(found[i].Damage) > 0 {
@@ -173,9 +181,9 @@ func storedQueues(dir string) ([]string, error) {
 func checkQueue(dir, name string) (found []checked, err error) {
 	base := filepath.Join(dir, name)
 	if _, err := os.Stat(base + diskFiles); err == nil {
-		report, err := store.Check(dir, name)
-		if err != nil && !errors.Is(err, store.ErrDamaged) {
-			return nil, stopFirst(err)
+		report, err := checkStore(dir, name)
+		if err != nil {
+			return nil, err
 		}
 		found = append(found, checkedDisk(name, &report))
 	}
@@ -187,9 +195,23 @@ func checkQueue(dir, name string) (found []checked, err error) {
 		found = append(found, kernel)
 	}
 	if len(found) == 0 {
-		return nil, fmt.Errorf("%w: nothing is kept of a queue %s in %s (those of level memory are not kept)", errNoQueue, name, dir)
+		return nil, errNoQueue
 	}
 	return found, nil
+}
+
+// notKept is the error for a queue of which nothing is kept.
+func (s *stateFlag) notKept(to *target, dir, name string) error {
+	return fmt.Errorf("%w: nothing is kept of a queue %s in %s; those of level memory are not kept", errNoQueue, name, s.looked(to, dir))
+}
+
+// checkStore is store.Check, for which damage is no error if the report has it.
+func checkStore(dir, name string) (store.Report, error) {
+	report, err := store.Check(dir, name)
+	if errors.Is(err, store.ErrDamaged) && len(report.Damage) > 0 {
+		err = nil
+	}
+	return report, stopFirst(err)
 }
 
 // stopFirst adds the remedy to the error of a store that is open.
@@ -264,11 +286,15 @@ func checkKernel(dir, name string) (checked, error) {
 	return c, nil
 }
 
-func (c *checking) print(q *checked) error {
+func (c *checking) print(q *checked, dir string) error {
 	if c.json {
 		return writeOut(append(appendJSON(nil, q), '\n'))
 	}
-	return writeOut([]byte(q.text()))
+	text := q.text()
+	if q.Level == "disk" && len(q.Damage) > 0 {
+		text += fmt.Sprintf("  remedy: postbus queue salvage --state %s %s\n", dir, q.Queue)
+	}
+	return writeOut([]byte(text))
 }
 
 // text is what is printed of a queue: a line, and one for each thing that was found.
@@ -312,13 +338,15 @@ func (c *checking) complete(_ *cobra.Command, args []string, _ string) ([]string
 	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
-	dir, err := c.state.path(c.target)
+	return c.state.keptNames(c.target), cobra.ShellCompDirectiveDefault
+}
+
+// keptNames returns the names of the queues that are kept, as far as they can be known.
+func (s *stateFlag) keptNames(to *target) []string {
+	dir, err := s.path(to)
 	if err != nil {
-		return nil, cobra.ShellCompDirectiveDefault
+		return nil
 	}
-	names, err := storedQueues(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, cobra.ShellCompDirectiveDefault
-	}
-	return names, cobra.ShellCompDirectiveDefault
+	names, _ := storedQueues(dir)
+	return names
 }

@@ -148,24 +148,40 @@ func (a *asking) drain(ctx context.Context, _ *cobra.Command, q *client.Queue, n
 
 func newQueueRemove(to *target) *cobra.Command {
 	a := &asking{target: to}
-	force := false
+	var force, yes bool
 	cmd := queueCommand(a, "rm NAME", "Remove a queue",
 		func(ctx context.Context, _ *cobra.Command, q *client.Queue, name string) error {
-			if !force {
-				info, err := q.Info(ctx)
-				if err != nil {
-					return err
-				}
-				if n := info.Ready + info.Delayed + info.Leased + info.Dead; n > 0 {
-					return fmt.Errorf("queue %s has %d messages, %d of them dead letters: --force removes them too", name, n, info.Dead)
-				}
+			info, err := q.Info(ctx)
+			if err != nil {
+				return err
+			}
+			if err := checkRemove(&info, force, yes); err != nil {
+				return err
 			}
 			return q.Delete(ctx)
 		})
 	cmd.Long = `Rm removes the queue NAME, with --force even if there are messages or dead letters in
-it. Its consumers end.`
+it, or if its store has failed so that nobody knows; on a terminal it asks first then.
+Its consumers end.`
 	cmd.Example = "  postbus queue rm jobs"
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove the messages in it too")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
 	_ = cmd.Flags().MarkHidden("json")
 	return cmd
+}
+
+// checkRemove fails if a queue is not to be removed for what is in it.
+func checkRemove(q *client.QueueInfo, force, yes bool) error {
+	n := messagesIn(q)
+	switch {
+	case n == 0 && q.Trouble == "":
+		return nil
+	case n > 0 && !force:
+		return fmt.Errorf("queue %s has %d messages, %d of them dead letters: --force removes them too", q.Name, n, q.Dead)
+	case !force:
+		return fmt.Errorf("queue %s is in trouble, so there may be messages in it: --force removes it all the same: %s", q.Name, oneLine(q.Trouble))
+	case n == 0:
+		return confirm(yes, "Remove queue %s, of which it is not known what is in it?", q.Name)
+	}
+	return confirm(yes, "Remove queue %s with %d messages, %d of them dead letters?", q.Name, n, q.Dead)
 }

@@ -50,7 +50,8 @@ func newQueueDead(to *target) *cobra.Command {
 	cmd := queueCommand(&p.asking, "dead NAME", "List the dead letters of a queue", p.run)
 	cmd.Long = `Dead lists the messages of the queue NAME that were set aside because nobody could
 do what they ask: rejected by a consumer, or delivered as often as the queue allows.
-Of a queue that has a --dead-letter queue they are there instead.
+Of a queue that has a --dead-letter queue they are there instead. The table shows the
+beginning of a long reason or body; --json has all of them.
 
 ` + deliveryHelp
 	cmd.Example = `  postbus queue dead jobs
@@ -138,6 +139,8 @@ const (
 	peekRow   = "%-8s %-8s %6s %6s %10s %10s  %s\n"
 	deadRow   = "%-8s %6s %10s  %-40s  %s\n"
 	shownBody = 60 // bytes of a body that a table shows
+
+	shownReason = 40 // characters: its column in deadRow
 )
 
 func (p *peeking) head() string {
@@ -155,7 +158,7 @@ func (p *peeking) row(dst []byte, d *client.Delivery, queue string, now time.Tim
 		if origin := elsewhere(d, queue); origin != "" {
 			reason += " (in " + origin + ")"
 		}
-		return fmt.Appendf(dst, deadRow, seq, strconv.Itoa(d.Tries), age, reason, shortBody(d.Body))
+		return fmt.Appendf(dst, deadRow, seq, strconv.Itoa(d.Tries), age, cut(reason, shownReason), shortBody(d.Body))
 	}
 	due := ""
 	if !d.Due.IsZero() {

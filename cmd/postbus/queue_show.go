@@ -7,6 +7,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -22,7 +23,9 @@ func newQueueList(to *target) *cobra.Command {
 		Short:   "List the queues",
 		Long: `Ls lists the queues: of each its level, how many messages are ready for a consumer,
 delayed, leased to one, and dead letters, what their bodies and headers take, how
-many consumers it has, and its state: ok, paused, draining, or why it takes no pushes.`,
+many consumers it has, and its state: ok, paused, draining, full (no room for
+another such as those in it), or the beginning of why it takes no pushes, all of which
+queue show has.`,
 		Example: `  postbus queue ls
   postbus queue ls --json | jq -r 'select(.dead > 0).name'`,
 		Args: cobra.NoArgs,
@@ -42,7 +45,7 @@ func (a *asking) list(ctx context.Context, c *client.Client) error {
 	var out bytes.Buffer
 	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	if !a.json {
-		fmt.Fprintln(table, "NAME\tLEVEL\tREADY\tDELAYED\tLEASED\tDEAD\tBYTES\tCONSUMERS\tSTATE")
+		fmt.Fprintln(table, "NAME\tLEVEL\tREADY\tDELAYED\tLEASED\tDEAD\tSIZE\tCONSUMERS\tSTATE")
 	}
 	for i := range all {
 		q := &all[i]
@@ -50,11 +53,24 @@ func (a *asking) list(ctx context.Context, c *client.Client) error {
 			out.Write(append(appendJSON(nil, newJSONQueue(q)), '\n'))
 			continue
 		}
-		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", q.Name, q.Settings.Level,
-			q.Ready, q.Delayed, q.Leased, q.Dead, q.Bytes, q.Consumers, stateOf(q))
+		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%d\t%d\t%s\t%d\t%s\n", q.Name, q.Settings.Level,
+			q.Ready, q.Delayed, q.Leased, q.Dead, strings.Replace(roughSize(q.Bytes), " ", "", 1), q.Consumers, cut(stateOf(q), shownState))
 	}
 	table.Flush()
 	return writeOut(out.Bytes())
+}
+
+// shownState is how much of a queue's state a table shows, in characters.
+const shownState = 60
+
+// messagesIn returns how many messages are in a queue, whatever their state.
+func messagesIn(q *client.QueueInfo) int64 { return q.Ready + q.Delayed + q.Leased + q.Dead }
+
+// isFull reports whether a queue has no room for another message, such as those in it
+// are on average.
+func isFull(q *client.QueueInfo) bool {
+	n := messagesIn(q)
+	return n > 0 && (n >= q.Settings.MaxMessages || q.Bytes+q.Bytes/n > q.Settings.MaxBytes)
 }
 
 // stateOf says in a few words what is unusual about a queue, or ok.
@@ -65,6 +81,9 @@ func stateOf(q *client.QueueInfo) string {
 	}
 	if q.Paused {
 		all = append(all, "paused")
+	}
+	if isFull(q) {
+		all = append(all, "full")
 	}
 	if q.Trouble != "" {
 		all = append(all, oneLine(q.Trouble))
@@ -111,7 +130,7 @@ func queueText(q *client.QueueInfo) string {
 	row("delayed", "%d", q.Delayed)
 	row("leased", "%d", q.Leased)
 	row("dead", "%d", q.Dead)
-	row("bytes", "%d", q.Bytes)
+	row("size", "%s", roughSize(q.Bytes))
 	row("consumers", "%d", q.Consumers)
 	row("store", "%s", storeText(q))
 	row("bind", "%s", orNone(strings.Join(s.Bind, " ")))
@@ -137,9 +156,9 @@ func levelText(s *wire.QueueSettings) string {
 }
 
 func storeText(q *client.QueueInfo) string {
-	used := formatSize(q.StoreUsed) + " used"
+	used := roughSize(q.StoreUsed) + " used"
 	if q.StoreFree >= 0 {
-		used += ", " + formatSize(q.StoreFree) + " free"
+		used += ", " + roughSize(q.StoreFree) + " free"
 	}
 	return used
 }
@@ -182,6 +201,14 @@ func oneLine(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// cut returns a text of at most n characters, the last an ellipsis where there was more.
+func cut(s string, n int) string {
+	if utf8.RuneCountInString(s) <= n {
+		return s
+	}
+	return string([]rune(s)[:n-1]) + "…"
 }
 
 // jsonQueue is a queue as queue ls, show and create print it.

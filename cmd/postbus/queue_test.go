@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -124,6 +125,70 @@ func TestQueueText(t *testing.T) {
 	if got := string(appendJSON(nil, newJSONQueue(q).Settings)); got != `{"bind":["a","b/#"],"max_messages":10,"max_bytes":5368709120,"when_full":"block",`+
 		`"lease_ms":30000,"max_tries":null,"dead_letter":null,"ttl_ms":60000,"dedup_ms":null,"sync_ms":100}` {
 		t.Error(got)
+	}
+}
+
+func TestStateOf(t *testing.T) {
+	limits := wire.QueueSettings{MaxMessages: 3, MaxBytes: 1000}
+	for want, q := range map[string]client.QueueInfo{
+		"ok":                       {Settings: limits, Ready: 2, Bytes: 600},
+		"full":                     {Settings: limits, Ready: 1, Dead: 1, Leased: 1, Bytes: 3},
+		"paused, full":             {Settings: limits, Delayed: 2, Bytes: 700, Paused: true},
+		"draining, full, no space": {Settings: limits, Ready: 1, Bytes: 2000, Draining: true, Trouble: "no\nspace"},
+	} {
+		if got := stateOf(&q); got != want {
+			t.Errorf("%+v is %q, want %q", q, got, want)
+		}
+	}
+	if got := cut("äbcdé", 5) + cut("äbcdéf", 5); got != "äbcdéäbcd…" {
+		t.Error(got)
+	}
+}
+
+// A queue that nobody can look into may have messages.
+func TestCheckRemove(t *testing.T) {
+	for text, q := range map[string]client.QueueInfo{
+		"<nil>": {},
+		"queue q has 3 messages, 1 of them dead letters: --force removes them too":                         client.QueueInfo{Ready: 1, Leased: 1, Dead: 1},
+		"queue q is in trouble, so there may be messages in it: --force removes it all the same: a sector": {Trouble: "a\nsector"},
+	} {
+		q.Name = "q"
+		if err := checkRemove(&q, false, true); fmt.Sprint(err) != text {
+			t.Errorf("%v, want %s", err, text)
+		}
+		if err := checkRemove(&q, true, true); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// While nobody serves, what there is counts, and the user's before the system's.
+func TestIdleState(t *testing.T) {
+	there, gone := t.TempDir(), filepath.Join(t.TempDir(), "gone")
+	for _, test := range []struct{ user, system, want string }{
+		{there, there + "/", there},
+		{there, gone, there},
+		{gone, there, there},
+		{gone, gone + "2", gone},
+	} {
+		if got := idleState(test.user, test.system); got != test.want {
+			t.Errorf("%s and %s: %s, want %s", test.user, test.system, got, test.want)
+		}
+	}
+}
+
+// What an import keeps must be found again, whether or not a broker runs.
+func TestOwnState(t *testing.T) {
+	t.Setenv("POSTBUS_ADDRESS", "")
+	t.Setenv("XDG_STATE_HOME", "/home/state")
+	for _, test := range []struct{ state, address, want string }{
+		{"", "", "/home/state/postbus"},
+		{"/s", "/srv/bus", "/s"},
+		{"", "unix:/srv/bus/stream.sock", "/srv/bus/state"},
+	} {
+		if got, err := (&stateFlag{dir: test.state}).ownPath(&target{address: test.address}); err != nil || got != test.want {
+			t.Errorf("%+v: %s, %v", test, got, err)
+		}
 	}
 }
 

@@ -49,6 +49,7 @@ func mainAsAnother() {
 //	finish NAME [CODE]        wait for its end with that exit code; stdout and stderr are its output
 //	exits CODE PROGRAM ARG…   run a program that must end with that exit code
 //	wait-file FILE            wait until the file is there
+//	stop-user-broker          end the broker started for the user's bus
 //	one-broker                wait until all brokers started for the user's bus but one have ended
 //
 // and in the environment POSTBUS_ADDRESS (the bus directory $WORK/bus),
@@ -73,6 +74,15 @@ func TestScripts(t *testing.T) {
 			"exits":      exits,
 			"wait-file":  waitFile,
 			"one-broker": oneBroker,
+			"stop-user-broker": func(ts *testscript.TestScript, _ bool, _ []string) {
+				stopAutostarted(filepath.Join(ts.Getenv("XDG_RUNTIME_DIR"), "postbus"))
+			},
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Getuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,

@@ -86,7 +86,7 @@ goodbye. A second signal cuts that short. Under systemd use Type=notify.
 	flags.Var(&s.queueMemory, "max-queue-memory", "what all queues of level memory may hold together (default 1GiB)")
 	flags.StringVar(&s.logFormat, "log-format", "text", "`FORMAT` of the log on standard error: text or json")
 	flags.StringVar(&s.logLevel, "log-level", "info", "what is logged, by `LEVEL`: trace, debug, info, warn, error or off")
-	flags.DurationVar(&s.idleExit, "idle-exit", 0, "end (exit 0) when no client was there for `TIME` (default: never)")
+	flags.DurationVar(&s.idleExit, "idle-exit", 0, "end (exit 0) when no client was there for `TIME`, but not while a queue of level\nmemory holds messages (default: never)")
 	flags.BoolVar(&s.autostart, "autostart", false,
 		"as pub and sub start it: quiet, 0 when another broker serves the\ndirectory, --idle-exit 30s, not ended by SIGHUP")
 	s.ready.addFlags(flags, "clients can connect")

@@ -52,6 +52,23 @@ func formatSize[T int | int64](n T) string {
 	return fmt.Sprintf("%d bytes", n)
 }
 
+// roughSize writes a number of bytes to about three digits.
+func roughSize(n int64) string {
+	if n < 1<<10 {
+		return fmt.Sprintf("%d B", n)
+	}
+	value, unit := float64(n)/(1<<10), 0
+	for value >= 1023.5 && unit < 3 { // which would be written as 1024
+		value /= 1 << 10
+		unit++
+	}
+	digits := 0
+	if value < 99.95 {
+		digits = 1
+	}
+	return strings.TrimSuffix(strconv.FormatFloat(value, 'f', digits, 64), ".0") + []string{" KiB", " MiB", " GiB", " TiB"}[unit]
+}
+
 // sizeFlag is a flag that holds a number of bytes; 0 while it was not given.
 type sizeFlag int
 

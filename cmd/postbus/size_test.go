@@ -50,3 +50,24 @@ func TestBufferFlag(t *testing.T) {
 		}
 	}
 }
+
+func TestRoughSize(t *testing.T) {
+	for n, want := range map[int64]string{
+		0:                 "0 B",
+		1023:              "1023 B",
+		1 << 10:           "1 KiB",
+		1100:              "1.1 KiB",
+		102400 + 51:       "100 KiB",
+		1<<20 - 1:         "1 MiB",
+		5<<20 + 1:         "5 MiB",
+		3 << 29:           "1.5 GiB",
+		1 << 41:           "2 TiB",
+		9000<<40 + 1<<39:  "9000 TiB",
+		123_456_789:       "118 MiB",
+		1<<30 - 1<<20 + 1: "1023 MiB",
+	} {
+		if got := roughSize(n); got != want {
+			t.Errorf("roughSize(%d) = %q, want %q", n, got, want)
+		}
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/spf13/pflag"
 
 	"github.com/postbus/postbus/wire"
 )
@@ -40,6 +41,49 @@ func stateDir(bus string) (string, error) {
 		return userState()
 	}
 	return filepath.Join(bus, "state"), nil
+}
+
+// stateFlag is the state directory of the bus that a command is about.
+type stateFlag struct {
+	dir string
+}
+
+func (s *stateFlag) addFlag(flags *pflag.FlagSet) {
+	flags.StringVar(&s.dir, "state", "", "the broker's state directory `DIR` (default that of the broker that commands\n"+
+		"reach, or would, as postbus serve has it)")
+}
+
+// path returns the directory, absolute; it need not be there.
+func (s *stateFlag) path(to *target) (string, error) {
+	if s.dir != "" {
+		return filepath.Abs(s.dir)
+	}
+	return to.state()
+}
+
+// ownPath is path for what this user keeps, whoever serves the bus and whether or not
+// somebody does: where no bus is named it is the user's.
+func (s *stateFlag) ownPath(to *target) (string, error) {
+	if s.dir == "" && to.named() == "" {
+		return userState()
+	}
+	return s.path(to)
+}
+
+// looked says where a command has looked that found nothing, and where else there may be
+// something.
+func (s *stateFlag) looked(to *target, dir string) string {
+	if s.dir != "" || to.named() != "" {
+		return dir
+	}
+	for _, other := range []func() (string, error){userState, func() (string, error) { return systemState, nil }} {
+		if path, err := other(); err == nil && path != dir {
+			if _, err := os.Stat(path); err == nil {
+				return fmt.Sprintf("%s (for %s say --state %s)", dir, path, path)
+			}
+		}
+	}
+	return dir + " (for another directory say --state)"
 }
 
 // makeState makes the directory that queues are kept in, and returns its absolute

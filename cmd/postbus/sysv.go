@@ -1,20 +1,15 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
-	"os"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"github.com/postbus/postbus/store"
-	"github.com/postbus/postbus/wire"
 )
 
 // newSysV returns the commands about System V message queues.
@@ -37,35 +32,6 @@ connects with the bus, and those in which queues of level kernel are kept.
 	}
 	cmd.AddCommand(newSysVList(to), newSysVImport(to), newSysVExport(to), newSysVDoctor(to), newSysVOrphans(to))
 	return cmd
-}
-
-// stateFlag is the state directory of the bus that a command is about.
-type stateFlag struct {
-	dir string
-}
-
-func (s *stateFlag) addFlag(flags *pflag.FlagSet) {
-	flags.StringVar(&s.dir, "state", "", "the broker's state directory `DIR`, where its key files are\n"+
-		"(default that of the bus --address names, as postbus serve has it)")
-}
-
-// path returns the directory; it need not be there.
-func (s *stateFlag) path(to *target) (string, error) {
-	if s.dir != "" {
-		return filepath.Abs(s.dir)
-	}
-	address := cmp.Or(to.address, os.Getenv("POSTBUS_ADDRESS"))
-	if address == "" {
-		if os.Getuid() == 0 { // as serve has it for root
-			return systemState, nil
-		}
-		return userState()
-	}
-	sockets, err := wire.ParseAddress(address)
-	if err != nil {
-		return "", &usageError{err}
-	}
-	return stateDir(filepath.Dir(sockets[0].Path))
 }
 
 // keyFiles reads the key files in the directory. One that is not there, or another user's,

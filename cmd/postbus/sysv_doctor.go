@@ -153,7 +153,7 @@ func (d *doctor) examineFiles() {
 		return
 	}
 	if len(d.files) == 0 {
-		d.ok("queues", "no queue of level kernel in %s", d.dir)
+		d.ok("queues", "no queue of level kernel in %s", d.state.looked(d.target, d.dir))
 	}
 	for i := range d.files {
 		k := &d.files[i]

@@ -46,8 +46,8 @@ type of each message goes with it as header sysv-type.
 No message is lost when this process or the broker is killed at any moment. Import
 copies messages with MSG_COPY, waits until they are kept at QUEUE's level, and only
 then receives exactly these. On a kernel without MSG_COPY, and with --no-copy, it
-receives them into a journal in --state first. Started again it goes on where it was
-killed; QUEUE takes no message twice as long as it remembers their ids (queue create
+receives them into a journal in --state first (this user's, if no bus is named).
+Started again it goes on where it was killed; QUEUE takes no message twice as long as it remembers their ids (queue create
 --dedup). A --topic has no such memory: there, the messages that were on their way at
 a kill may come twice. And a queue of level memory does not outlive its broker.
 
@@ -196,8 +196,12 @@ func (im *importing) move(ctx context.Context, to destination) error {
 
 // open returns an importer with an open journal.
 func (im *importing) open(to destination) (*importer, error) {
-	files, dir, _, err := im.state.keyFiles(im.target)
+	files, _, _, err := im.state.keyFiles(im.target)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	dir, err := im.state.ownPath(im.target)
+	if err != nil {
 		return nil, err
 	}
 	key, _, err := im.source.byKey()

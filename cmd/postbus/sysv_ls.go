@@ -90,7 +90,7 @@ func kernelQueues(state *stateFlag, to *target) (all []kernelQueue, files []stor
 }
 
 func listSysV(state *stateFlag, to *target, json bool) error {
-	all, _, _, why, err := kernelQueues(state, to)
+	all, files, dir, why, err := kernelQueues(state, to)
 	if err != nil {
 		return err
 	}
@@ -102,8 +102,11 @@ func listSysV(state *stateFlag, to *target, json bool) error {
 	} else {
 		out.buf = appendKernelQueues(out.buf, all)
 	}
-	if why != nil {
+	switch {
+	case why != nil:
 		fmt.Fprintf(os.Stderr, "postbus sysv ls: ours are not all marked: %s\n", sentence(why))
+	case len(files) == 0:
+		fmt.Fprintf(os.Stderr, "postbus sysv ls: none is marked as ours: there is no key file in %s\n", state.looked(to, dir))
 	}
 	return out.flush()
 }

@@ -25,12 +25,15 @@ or user. It may run beside the broker.`,
   postbus sysv rm-orphans`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			queues, _, dir, why, err := kernelQueues(&state, to)
+			queues, files, dir, why, err := kernelQueues(&state, to)
 			if err == nil {
 				err = why
 			}
 			if err != nil {
 				return err
+			}
+			if len(files) == 0 {
+				fmt.Fprintf(os.Stderr, "postbus sysv rm-orphans: nothing to do: there is no key file in %s\n", state.looked(to, dir))
 			}
 			return removeOrphans(queues, dir, json)
 		},

@@ -51,6 +51,20 @@ func (q *Queue) bury(m ref, reason string) {
 	}
 }
 
+// BuryAgain has the dead letters that are here moved elsewhere (effect Bury), after a
+// restart.
+func (q *Queue) BuryAgain() {
+	if q.counts[dead] == 0 || !q.settings.Forward {
+		return
+	}
+	for m := range q.table.all(0) {
+		if m.s.place == dead && m.s.flags&moving == 0 {
+			m.s.flags |= moving
+			q.effects = append(q.effects, Effect{Kind: Bury, Seq: m.seq, State: m.state()})
+		}
+	}
+}
+
 // Moved says that a dead letter (effect Bury) is kept elsewhere now: it is removed.
 func (q *Queue) Moved(seq uint64) {
 	if m, ok := q.table.find(seq); ok && m.s.flags&moving != 0 {

@@ -26,6 +26,18 @@ func (q *Queue) seen(now int64, id string) bool {
 	return ok && now < after(s.time, q.settings.Dedup)
 }
 
+// First returns the number of the message that a Duplicate of id is one of.
+func (q *Queue) First(id string) uint64 { return q.marks.ids[id].seq }
+
+// MarksAfter calls f, in no order, for each id that is remembered of a message behind seq.
+func (q *Queue) MarksAfter(seq uint64, f func(seq uint64, id string, time int64)) {
+	for id, s := range q.marks.ids {
+		if s.seq > seq {
+			f(s.seq, id, s.time)
+		}
+	}
+}
+
 // note remembers a push that is not stored yet.
 func (k *marks) note(id string, seq uint64, time int64) {
 	if k.ids == nil {

@@ -130,6 +130,19 @@ func (q *Queue) Pick(now int64, c *Consumer, seq uint64, d time.Duration) bool {
 }
 
 // deliver leases a ready message to c.
+// Head returns the number of the message that Take would give now, and whether there is
+// one. Messages whose TTL is over are removed on the way.
+func (q *Queue) Head(now int64) (seq uint64, ok bool) {
+	for q.Ready() {
+		m, _ := q.lines[bits.Len16(q.levels)-1].front(&q.table)
+		if !m.s.expired(now) {
+			return m.seq, true
+		}
+		q.remove(m, Expired)
+	}
+	return 0, false
+}
+
 func (q *Queue) deliver(now int64, c *Consumer, m ref, d time.Duration) Delivery {
 	if d <= 0 {
 		d = q.settings.Lease

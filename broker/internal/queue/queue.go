@@ -212,9 +212,18 @@ func (q *Queue) Paused() bool { return q.paused }
 
 // Purge removes what is ready or delayed, or the dead letters, and returns how many
 // that were. Leased and pending messages stay, and dead letters that are being moved.
-func (q *Queue) Purge(deadLetters bool) int {
+func (q *Queue) Purge(deadLetters bool) int { return q.PurgeSome(deadLetters, q.high, q.table.n) }
+
+// High returns the highest number that a message ever had.
+func (q *Queue) High() uint64 { return q.high }
+
+// PurgeSome purges as Purge does, n messages at most, none with a number above upTo.
+func (q *Queue) PurgeSome(deadLetters bool, upTo uint64, n int) int {
 	var seqs []uint64
 	for m := range q.table.all(0) {
+		if m.seq > upTo || len(seqs) >= n {
+			break
+		}
 		if deadLetters && m.s.place == dead && m.s.flags&moving == 0 || !deadLetters && m.s.place.idle() {
 			seqs = append(seqs, m.seq)
 		}

@@ -32,6 +32,9 @@ type Counters struct {
 	DeadLettered uint64 // messages that became dead letters
 }
 
+// Marks returns how many dedup ids are remembered.
+func (q *Queue) Marks() int { return len(q.marks.ids) }
+
 // Stats returns the queue's numbers. It looks for the oldest ready message in steps
 // of 64, so that it costs some microseconds where a million are leased or dead.
 func (q *Queue) Stats() Stats {
