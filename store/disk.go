@@ -92,6 +92,9 @@ type Disk struct {
 	total    int64  // bytes of segment files, without spares
 	filled   int64  // bytes of records in the segments before the active one
 	live     int64  // bytes of records that are needed
+	stated   int64  // of what is reserved for States, what they take
+	reach    int64  // bytes of a closed segment that live, or more
+	largest  int64  // record of an entry in the log, or larger
 	move     mover
 
 	messages    index
@@ -142,31 +145,19 @@ func (d *Disk) Append(entries []Entry) (int, error) {
 
 // appendSome stores as many entries as one write takes, at least one.
 func (d *Disk) appendSome(entries []Entry) (int, error) {
-	size, n, high := int64(0), 0, d.highMessage
-	var bad error
-	for n < len(entries) && (n == 0 || size < d.chunk()) {
-		e := entries[n]
-		if bad = d.checkEntry(e, high); bad != nil {
-			break
-		}
-		if e.Kind == Message {
-			high = e.Seq
-		}
-		size += recordLen(len(e.Data))
-		n++
-	}
+	w, n, err := d.gather(entries)
 	if n == 0 {
-		return 0, bad
+		return 0, err
 	}
-	err := d.room(recordLen(len(entries[0].Data)), size, true)
-	for isFull(err) && d.dropSome() {
-		err = d.room(recordLen(len(entries[0].Data)), size, true)
+	if err = d.roomFor(w, usesReserve(entries[0])); isFull(err) && n > 1 {
+		w, n, _ = d.gather(entries[:1])
+		err = d.roomFor(w, usesReserve(entries[0]))
 	}
 	if err != nil {
 		return 0, err
 	}
-	for left := d.active.size - d.active.end; size > left; n-- {
-		size -= recordLen(len(entries[n-1].Data))
+	for left := d.active.size - d.active.end; w.all > left; n-- {
+		w.all -= recordLen(len(entries[n-1].Data))
 	}
 	for i, e := range entries[:n] {
 		if e.Kind == State && !d.hasMessage(e.Seq, entries[:i]) {
@@ -176,6 +167,46 @@ func (d *Disk) appendSome(entries []Entry) (int, error) {
 		d.encode(e.Kind, e.Seq, e.Data)
 	}
 	return d.flush()
+}
+
+// gather takes as many entries together as one write does, and says what they need.
+func (d *Disk) gather(entries []Entry) (w load, n int, err error) {
+	high, reserved := d.highMessage, usesReserve(entries[0])
+	for _, e := range entries {
+		if n > 0 && (w.all >= d.chunk() || reserved && !usesReserve(e)) {
+			break
+		}
+		if err = d.checkEntry(e, high); err != nil {
+			break
+		}
+		if e.Kind == Message {
+			high = e.Seq
+			w.messages++
+		}
+		size := recordLen(len(e.Data))
+		w.all += size
+		w.largest = max(w.largest, size)
+		n++
+	}
+	w.first, w.slack = recordLen(len(entries[0].Data)), d.slack()
+	if entries[0].Kind == State && n == 1 {
+		w.slack /= 2
+	}
+	return w, n, err
+}
+
+// usesReserve says whether e has room kept for it.
+func usesReserve(e Entry) bool { return e.Kind == State && len(e.Data) <= stateReserve }
+
+// roomFor makes room for w at the end of the log, for the first record of it at least.
+func (d *Disk) roomFor(w load, reserved bool) error {
+	if reserved {
+		return d.useReserve(w.first, w.all)
+	}
+	if err := d.admitFull(w); err != nil {
+		return err
+	}
+	return d.room(w.first)
 }
 
 // hasMessage says whether message seq is there, or among those just encoded.
@@ -236,6 +267,7 @@ func (d *Disk) flush() (n int, err error) {
 	for len(whole) > 0 {
 		size, _ := recordSize(whole)
 		data := whole[recordHeader : recordHeader+int64(binary.LittleEndian.Uint32(whole[4:]))]
+		d.grown(seg, Kind(whole[20]), size)
 		d.apply(record{Kind(whole[20]), binary.LittleEndian.Uint64(whole[8:]), 0, data, size}, seg, seg.end)
 		seg.end += size
 		whole = whole[size:]
@@ -267,7 +299,7 @@ func (d *Disk) remove(seqs []uint64) error {
 	for len(seqs) > 0 {
 		data = data[:0]
 		var one uint64
-		for len(seqs) > 0 && len(data) < 8*removeManyMax {
+		for len(seqs) > 0 && len(data) < 8*removeManyMax && int64(len(data)) < d.options.minSegment/16 {
 			if d.messages.get(seqs[0]) != nil {
 				one, data = seqs[0], binary.LittleEndian.AppendUint64(data, seqs[0])
 			}
@@ -290,14 +322,9 @@ func (d *Disk) remove(seqs []uint64) error {
 
 // note writes one record that needs no room of the messages.
 func (d *Disk) note(kind Kind, seq uint64, data []byte) error {
-	for {
-		err := d.room(recordLen(len(data)), 0, false)
-		if err == nil {
-			break
-		}
-		if !isFull(err) || !d.reclaim() {
-			return err
-		}
+	size := recordLen(len(data))
+	if err := d.useReserve(size, size); err != nil {
+		return err
 	}
 	d.encode(kind, seq, data)
 	_, err := d.flush()
@@ -391,7 +418,7 @@ func (d *Disk) Stats() Stats {
 	}
 	if d.options.MaxBytes < noLimit {
 		// What is dead becomes free by compaction, which needs a few segments itself.
-		s.Free = max(0, d.options.MaxBytes-d.live-5*d.segmentSize(0))
+		s.Free = max(0, d.options.MaxBytes-d.live-d.owed(0)-5*d.segmentSize(0))
 	}
 	return s
 }
@@ -413,7 +440,7 @@ func (d *Disk) Close() error {
 		<-d.stopped
 	}
 	err := d.finish()
-	d.spares.close()
+	d.spares.close(d.reserve(load{slack: d.slack()}, d.active.live))
 	for _, s := range d.segments {
 		err = errors.Join(err, s.file.Close())
 	}

@@ -25,14 +25,14 @@ func (d *Disk) compact(appended int64) {
 	if oldest == d.active || oldest.live == 0 {
 		return
 	}
-	short := d.spares.failed || d.total+d.spares.bytes() > d.options.MaxBytes/4*3
+	short := d.short()
 	if d.move.seg != oldest {
 		live := d.live - d.active.live
 		dead := d.filled - live
 		if dead <= live+oldest.size && !(short && dead > oldest.size/8) {
 			return
 		}
-		for d.ready() < oldest.live+oldest.size/64 { // half a move only takes room
+		for d.free() < oldest.live+oldest.size/64 { // half a move only takes room
 			if !short || d.makeSmaller(2*d.segmentSize(0), 0) != nil {
 				return
 			}
@@ -67,7 +67,7 @@ func (d *Disk) moveSome() (int64, error) {
 		d.move.off = end
 		return end - start, err
 	}
-	if err := d.room(keep[0].size, 0, false); err != nil {
+	if err := d.room(keep[0].size); err != nil {
 		return 0, err
 	}
 	left := d.active.size - d.active.end

@@ -71,6 +71,7 @@ func (d *Disk) applyState(at item) {
 	if it.state != 0 {
 		old := &d.states[it.state-1]
 		d.kill(old.seg, old.size)
+		d.stated -= stateTakes(old.size)
 		*old = place
 	} else if n := len(d.freeStates); n > 0 {
 		it.state = d.freeStates[n-1]
@@ -81,7 +82,11 @@ func (d *Disk) applyState(at item) {
 		it.state = uint32(len(d.states))
 	}
 	d.revive(at.seg, at.size)
+	d.stated += stateTakes(at.size)
 }
+
+// stateTakes is what a State with size bytes of Data takes of what is reserved for it.
+func stateTakes(size uint32) int64 { return min(recordLen(int(size)), recordLen(stateReserve)) }
 
 func (d *Disk) applyRemove(seq uint64) {
 	delete(d.orphans, seq)
@@ -94,6 +99,7 @@ func (d *Disk) applyRemove(seq uint64) {
 	if it.state != 0 {
 		state := d.states[it.state-1]
 		d.kill(state.seg, state.size)
+		d.stated -= stateTakes(state.size)
 		d.freeStates = append(d.freeStates, it.state)
 	}
 	d.messages.drop(seq)

@@ -94,6 +94,7 @@ func (d *Disk) Abandon() {
 		close(d.stop)
 		<-d.stopped
 	}
+	d.spares.left = nil
 	_ = d.spares.take()
 	for _, sp := range d.spares.ready {
 		sp.file.Close()

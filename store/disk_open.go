@@ -38,7 +38,7 @@ func OpenDisk(dir, name string, opts *DiskOptions) (*Disk, error) {
 	}
 	d.lock = lock
 	if err := d.load(); err != nil {
-		d.spares.close()
+		d.spares.close(noLimit)
 		for _, s := range d.segments {
 			s.file.Close()
 		}
@@ -129,10 +129,10 @@ func (d *Disk) load() error {
 // begin makes the first segment.
 func (d *Disk) begin() error {
 	_ = d.spares.take()
-	if len(d.spares.ready) == 0 {
+	if d.spares.coming == nil && len(d.spares.ready) == 0 {
 		d.spares.start(d.options.minSegment, nil)
 	}
-	if err := d.spares.take(); err != nil {
+	if err := d.spares.take(); err != nil && len(d.spares.ready) == 0 {
 		return d.diskError(err, "make the first segment file")
 	}
 	sp := d.spares.ready[0]
@@ -140,14 +140,14 @@ func (d *Disk) begin() error {
 	if err := d.install(seg, sp.path, 0); err != nil {
 		return err
 	}
-	d.spares.ready = nil
+	d.spares.ready = d.spares.ready[1:]
 	d.activate(seg)
 	d.noted = segmentData
 	return nil
 }
 
-// list returns the paths of the segments, in order. With clear one file of zeros that
-// was no segment yet becomes a spare, and others are removed.
+// list returns the paths of the segments, in order. With clear files of zeros that were no
+// segment yet become spares.
 func (d *Disk) list(clear bool) ([]string, error) {
 	entries, err := os.ReadDir(d.dir)
 	if err != nil {
@@ -159,18 +159,33 @@ func (d *Disk) list(clear bool) ([]string, error) {
 		case strings.HasSuffix(e.Name(), ".seg") && len(e.Name()) == len("00000000.seg"):
 			paths = append(paths, filepath.Join(d.dir, e.Name()))
 		case clear && strings.HasPrefix(e.Name(), "spare-"):
-			path := filepath.Join(d.dir, e.Name())
-			if d.spares.coming == nil {
-				err = d.spares.adopt(path)
-			} else {
-				err = d.files.Remove(path)
-			}
-			if err != nil {
-				return nil, d.diskError(err, "take over spare file %s", path)
+			if err := d.leftSpare(e); err != nil {
+				return nil, err
 			}
 		}
 	}
+	if err := d.spares.adopt(); err != nil {
+		return nil, d.diskError(err, "take over a spare file")
+	}
 	return paths, nil
+}
+
+// leftSpare keeps a file of zeros that an earlier process made, or removes one that was never
+// whole.
+func (d *Disk) leftSpare(e fs.DirEntry) error {
+	path := filepath.Join(d.dir, e.Name())
+	info, err := e.Info()
+	switch {
+	case err != nil:
+	case info.Size() < pageSize:
+		err = d.files.Remove(path)
+	default:
+		d.spares.left = append(d.spares.left, leftSpare{path, info.Size()})
+	}
+	if err != nil {
+		return d.diskError(err, "take over spare file %s", path)
+	}
+	return nil
 }
 
 // DeleteDisk removes the disk store of queue name with all that is in it, and anything

@@ -181,6 +181,7 @@ func lastNonzero(b []byte) int64 {
 
 func (l *logReader) take(r record, s *segment) {
 	if r.kind != recHole {
+		l.d.grown(s, r.kind, r.size)
 		l.d.apply(r, s, s.end)
 	}
 	known := r.kind == recNote && r.synced == s.end

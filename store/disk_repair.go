@@ -33,6 +33,7 @@ func (l *logReader) finish() error {
 		d.filled += s.end - segmentData
 	}
 	d.active = last
+	d.measure()
 	d.written.Store(uint64(last.end - segmentData))
 	d.durable.Store(d.written.Load())
 	for _, s := range d.segments {

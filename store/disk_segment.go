@@ -1,11 +1,13 @@
 package store
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +34,8 @@ type segment struct {
 	end  int64  // where its records end; of the last one where the next goes
 	live int64  // bytes of records that are still needed
 	idle uint64 // how much had been written when live became 0
+
+	largest int64 // record of an entry in it
 }
 
 func segmentPath(dir string, id uint32) string {
@@ -46,6 +50,12 @@ type spare struct {
 	err  error
 }
 
+// leftSpare is a file that was a spare.
+type leftSpare struct {
+	path string
+	size int64
+}
+
 // spares makes files ahead, beside its caller, so that no Append waits for zeros to be
 // written. One is made at a time.
 type spares struct {
@@ -57,6 +67,7 @@ type spares struct {
 	count  int         // for their names
 	old    bool        // the coming one is made from a segment, whose name may still be there
 	failed bool        // the last one could not be made
+	left   []leftSpare // by an earlier process, one after the other to become the coming one
 }
 
 // bytes is what the spares take on the disk, the coming one included.
@@ -68,21 +79,43 @@ func (s *spares) bytes() int64 {
 	for _, sp := range s.ready {
 		n += sp.size
 	}
+	for _, sp := range s.left {
+		n += sp.size
+	}
 	return n
 }
 
-// adopt makes a spare of the file at path, which an earlier process left.
-func (s *spares) adopt(path string) error {
-	f, err := s.files.Open(path)
-	if err != nil {
-		return err
+// room is how much fits into those that are ready.
+func (s *spares) room() int64 {
+	n := int64(0)
+	for _, sp := range s.ready {
+		n += sp.size - segmentData
 	}
-	size, err := f.Size()
-	if err != nil || size < pageSize {
-		f.Close()
-		return errors.Join(err, s.files.Remove(path))
+	return n
+}
+
+// fitting returns the number of the smallest that has room for a record of need bytes, or -1.
+func (s *spares) fitting(need int64) int {
+	best := -1
+	for i, sp := range s.ready {
+		if sp.size >= need+segmentData+recordHeader && (best < 0 || sp.size < s.ready[best].size) {
+			best = i
+		}
 	}
-	s.start(size, &segment{file: f, path: path})
+	return best
+}
+
+// adopt makes a spare of the next file that an earlier process left.
+func (s *spares) adopt() error {
+	for s.coming == nil && len(s.left) > 0 {
+		next := s.left[0]
+		s.left = s.left[1:]
+		f, err := s.files.Open(next.path)
+		if err != nil {
+			return err
+		}
+		s.start(next.size, &segment{file: f, path: next.path})
+	}
 	return nil
 }
 
@@ -105,7 +138,7 @@ func (s *spares) take() error {
 		return sp.err
 	}
 	s.ready = append(s.ready, sp)
-	return nil
+	return s.adopt()
 }
 
 // poll is take if that would not wait.
@@ -115,14 +148,31 @@ func (s *spares) poll() {
 	}
 }
 
-// close leaves one spare in its place, for a store that is opened on a full disk.
-func (s *spares) close() {
-	_ = s.take()
-	for i, sp := range s.ready {
+// trim removes spares that have room for excess bytes at most, largest first.
+func (s *spares) trim(excess int64) {
+	slices.SortFunc(s.ready, func(a, b *spare) int { return cmp.Compare(b.size, a.size) })
+	s.ready = slices.DeleteFunc(s.ready, func(sp *spare) bool {
+		if excess -= sp.size; excess < 0 {
+			excess += sp.size
+			return false
+		}
 		sp.file.Close()
-		if i > 0 {
+		s.files.Remove(sp.path)
+		return true
+	})
+}
+
+// close leaves spares with room for keep bytes in their place, for a store that is opened on
+// a full disk. Those that were not adopted yet stay.
+func (s *spares) close(keep int64) {
+	s.left = nil
+	_ = s.take()
+	for _, sp := range s.ready {
+		sp.file.Close()
+		if keep <= 0 {
 			s.files.Remove(sp.path)
 		}
+		keep -= sp.size - segmentData
 	}
 	s.ready = nil
 }
@@ -164,35 +214,18 @@ func newSalt() uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// segmentSize is the size of the next segment: one that has room for a record of need
-// bytes, and for all that may have to be moved out of the oldest.
+// segmentSize is the size of the next segment, one that has room for a record of need bytes.
 func (d *Disk) segmentSize(need int64) int64 {
 	size := d.options.minSegment
 	for size < d.options.maxSegment && size*segmentsWanted < d.total {
 		size *= 2
 	}
 	size = min(size, d.options.maxSegment)
-	if len(d.segments) > 1 {
-		size = max(size, d.segments[0].size)
-	}
 	need += segmentData + recordHeader
 	if need > size {
 		size = (need + pageSize - 1) &^ (pageSize - 1)
 	}
 	return size
-}
-
-// sparesWanted is how many files are kept ready: one to go on with, and the others so
-// that there is always room for removes, and for compaction to move all of the oldest
-// segment, when the disk is full.
-func (d *Disk) sparesWanted() int {
-	switch {
-	case len(d.segments) > 8:
-		return 3
-	case len(d.segments) > 1 || d.active.end > d.active.size/2:
-		return 2
-	}
-	return 1
 }
 
 // prepare starts a spare of size bytes when none is coming and the bound allows it.
@@ -209,21 +242,22 @@ func (d *Disk) prepare(size int64) error {
 	return nil
 }
 
-// spareFor makes sure that the first spare has room for need. For what is not fresh a
-// small one will do when there is no room for one of the usual size.
-func (d *Disk) spareFor(need int64, fresh bool) error {
+// spareFor makes sure that the first spare has room for need, and is the smallest that has.
+// A small one will do when there is no room for one of the usual size.
+func (d *Disk) spareFor(need int64) error {
 	d.spares.poll()
-	size, least := d.segmentSize(need), need+segmentData+recordHeader
+	size := d.segmentSize(need)
 	for {
-		for i, sp := range d.spares.ready {
-			if sp.size >= least {
-				d.spares.ready[0], d.spares.ready[i] = sp, d.spares.ready[0]
-				return nil
-			}
+		if i := d.spares.fitting(need); i >= 0 {
+			d.spares.ready[0], d.spares.ready[i] = d.spares.ready[i], d.spares.ready[0]
+			return nil
 		}
 		err := d.makeSpare(size)
-		if !fresh && isFull(err) {
-			err = d.makeSmaller(size, least)
+		if isFull(err) && size > d.options.minSegment {
+			err = d.makeSmaller(size, need)
+		}
+		if isFull(err) {
+			err = d.regroup(need, err)
 		}
 		if err != nil {
 			return err
@@ -231,9 +265,30 @@ func (d *Disk) spareFor(need int64, fresh bool) error {
 	}
 }
 
-// makeSmaller makes the largest spare there is room for, of less than size bytes.
-func (d *Disk) makeSmaller(size, least int64) error {
-	least = max(least, d.options.minSegment)
+// regroup makes one spare for a record of need bytes out of smaller ones, or returns err.
+func (d *Disk) regroup(need int64, err error) error {
+	size := int64(0)
+	for n, sp := range d.spares.ready {
+		if size += sp.size; size < need+segmentData+recordHeader+pageSize {
+			continue
+		}
+		for _, sp := range d.spares.ready[:n+1] {
+			sp.file.Close()
+			err = d.files.Remove(sp.path)
+		}
+		d.spares.ready = d.spares.ready[n+1:]
+		if err != nil {
+			return err
+		}
+		return d.makeSpare(size &^ (pageSize - 1))
+	}
+	return err
+}
+
+// makeSmaller makes the largest spare there is room for, of less than size bytes, with room
+// for a record of need.
+func (d *Disk) makeSmaller(size, need int64) error {
+	least := max((need+segmentData+recordHeader+pageSize-1)&^(pageSize-1), d.options.minSegment)
 	for {
 		size = size / 2 &^ (pageSize - 1)
 		err := d.makeSpare(max(size, least))
@@ -258,32 +313,23 @@ func (d *Disk) makeSpare(size int64) error {
 // isFull says whether err goes away when there is more room.
 func isFull(err error) bool { return errors.Is(err, ErrFull) || errors.Is(err, ErrNoSpace) }
 
-// room makes room for need bytes at the end of the log, of all that would go there. What
-// is fresh leaves the last part of the active segment alone, and all spares but one:
-// removes and compaction live on them while the disk is full.
-func (d *Disk) room(need, all int64, fresh bool) error {
-	left := d.active.size - d.active.end
-	for fresh && left-all < d.active.size/8 && len(d.spares.ready) < max(2, d.sparesWanted()) {
-		if err := d.makeSpare(d.segmentSize(0)); err != nil {
-			return err
-		}
-	}
-	if left >= need {
+// room makes room for a record of need bytes at the end of the log.
+func (d *Disk) room(need int64) error {
+	if d.active.size-d.active.end >= need {
 		return nil
 	}
-	if err := d.spareFor(need, fresh); err != nil {
+	if err := d.spareFor(need); err != nil {
 		return err
 	}
 	return d.roll()
 }
 
-// ready is how much fits without another file.
-func (d *Disk) ready() int64 {
-	n := d.active.size - d.active.end
-	for _, sp := range d.spares.ready {
-		n += sp.size - segmentData
+// grown notes that a record was added to s.
+func (d *Disk) grown(s *segment, kind Kind, size int64) {
+	if kind <= Settings {
+		s.largest = max(s.largest, size)
+		d.largest = max(d.largest, size)
 	}
-	return n
 }
 
 // roll goes on in the first spare. The segment before is durable first: then a bad
@@ -302,6 +348,7 @@ func (d *Disk) roll() error {
 	d.spares.ready = d.spares.ready[1:]
 	d.filled += d.active.end - segmentData
 	d.activate(seg)
+	d.measure()
 	d.ahead()
 	return nil
 }
@@ -310,7 +357,7 @@ func (d *Disk) roll() error {
 // needs one asks, and gets the error.
 func (d *Disk) ahead() {
 	d.spares.poll()
-	if len(d.spares.ready) < d.sparesWanted() && !d.spares.failed && (len(d.segments) > 1 || d.active.end > d.active.size/4) {
+	if d.spares.coming == nil && !d.spares.failed && d.messages.count+d.marks.count > 0 && d.free() < d.target() {
 		_ = d.prepare(d.segmentSize(0))
 	}
 }

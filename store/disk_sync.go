@@ -84,33 +84,25 @@ func (d *Disk) dropIdle() error {
 	return nil
 }
 
-// reclaim syncs and drops what it can at once, for a remove that has no room on a full
-// disk, and says whether that was anything.
-func (d *Disk) reclaim() bool {
-	d.syncing.Lock()
-	err := d.datasync()
-	d.syncing.Unlock()
-	return err == nil && d.dropSome()
-}
-
-// dropSome drops idle segments and says whether there was one.
-func (d *Disk) dropSome() bool {
-	oldest := d.segments[0]
-	return d.spares.take() == nil && d.dropIdle() == nil && d.spares.take() == nil && d.segments[0] != oldest
-}
-
-// drop takes the oldest segment away. Its file becomes a spare if one is wanted.
+// drop takes the oldest segment away. Its file becomes a spare if room is short or one of its
+// size is wanted.
 func (d *Disk) drop(oldest *segment) error {
 	d.segments = d.segments[1:]
 	delete(d.byID, oldest.id)
 	d.total -= oldest.size
 	d.filled -= oldest.end - segmentData
 	d.move = mover{}
-	if d.spares.coming == nil && len(d.spares.ready) < d.sparesWanted() && oldest.size == d.segmentSize(0) {
+	d.measure()
+	short := d.short()
+	if short {
+		_ = d.spares.take()
+	}
+	if d.spares.coming == nil && d.free() < d.target() && (short || oldest.size == d.segmentSize(0)) {
 		d.spares.start(oldest.size, oldest)
 		return nil
 	}
 	d.spares.failed = false
+	d.spares.trim(d.free() - d.target() - d.segmentSize(0))
 	oldest.file.Close()
 	if err := d.files.Remove(oldest.path); err != nil {
 		return d.poison(d.diskError(err, "remove %s", oldest.path))

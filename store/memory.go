@@ -101,7 +101,7 @@ func (m *Memory) Stats() Stats {
 		High:       max(m.high, m.ledger.markTop),
 		MaxMessage: -1,
 		Free:       -1,
-		Used:       m.messages.blocks + 24*int64(m.messages.live) + int64(m.ledger.bytes) + int64(cap(m.ledger.marks.items))*40,
+		Used:       m.messages.blocks + 24*int64(m.messages.live) + int64(m.ledger.bytes) + 48*int64(m.ledger.marks.live),
 	}
 }
 

@@ -41,13 +41,14 @@ func msgget(key Key, flags int) (int, error) {
 }
 
 // msgsnd adds msg, a struct msgbuf: the type, above 0, in mtypeSize bytes of the host's
-// order, then the text, which may be empty. It never waits. EAGAIN: bytes or messages
+// order, then the text, which may be empty. It never waits, so the scheduler is not told of
+// the call (RawSyscall6), which saves a tenth. EAGAIN: bytes or messages
 // would pass msg_qbytes (kernel.msgmnb, 16384 unless raised). EINVAL: the text is longer than
 // kernel.msgmax (8192), the type not above 0, or there is no such queue (any more). EACCES.
 // ENOMEM: out of kernel memory, or of the memory cgroup's. EIDRM (msgop(2)).
 func msgsnd(id int, msg []byte) error {
 	for {
-		_, _, errno := unix.Syscall6(unix.SYS_MSGSND, uintptr(id), uintptr(unsafe.Pointer(&msg[0])),
+		_, _, errno := unix.RawSyscall6(unix.SYS_MSGSND, uintptr(id), uintptr(unsafe.Pointer(&msg[0])),
 			uintptr(len(msg)-mtypeSize), unix.IPC_NOWAIT, 0, 0)
 		switch errno {
 		case 0:
@@ -61,12 +62,12 @@ func msgsnd(id int, msg []byte) error {
 
 // msgrcv moves the oldest message of type mtype (0: of any) into msg, a struct msgbuf,
 // and returns how long it is with its type; with msgCopy in flags it copies the one at place
-// mtype, from 0, and leaves it there. It never waits. ENOMSG: none. E2BIG: msg is too short,
+// mtype, from 0, and leaves it there. It never waits, see msgsnd. ENOMSG: none. E2BIG: msg is too short,
 // and nothing was taken. EINVAL: no such queue (any more). ENOSYS: msgCopy is not in this
 // kernel. EACCES, EIDRM. EFAULT: msg is no memory, and the message is gone (msgop(2)).
 func msgrcv(id int, msg []byte, mtype int64, flags int) (int, error) {
 	for {
-		n, _, errno := unix.Syscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(&msg[0])),
+		n, _, errno := unix.RawSyscall6(unix.SYS_MSGRCV, uintptr(id), uintptr(unsafe.Pointer(&msg[0])),
 			uintptr(len(msg)-mtypeSize), uintptr(mtype), uintptr(flags|unix.IPC_NOWAIT), 0)
 		switch errno {
 		case 0:

@@ -74,8 +74,11 @@ func TestSysVReboot(t *testing.T) {
 			if len(got) != 1 || got[0] != "kept" {
 				t.Errorf("entries %q, want the settings", got)
 			}
-			if orphans, err := store.SysVOrphans(dir); err != nil || len(orphans) != len(ids) {
-				t.Errorf("orphans %+v, %v, want %d", orphans, err, len(ids))
+			claimed := claims(t, dir)
+			for _, id := range ids {
+				if claimed[id] != store.Orphaned {
+					t.Errorf("queue %d of %v is not Orphaned", id, claimed)
+				}
 			}
 			seqs := addMessages(t, s, 5, 6)
 			s.Close()
@@ -263,5 +266,52 @@ func TestSysVHighAfterKill(t *testing.T) {
 			t.Errorf("high %d after message %d", high, seqs[2])
 		}
 		s.Close()
+	}
+}
+
+// TestSysVDeleteMaking deletes a queue whose maker was killed between msgget(2) and the record of
+// what it made. A queue that somebody used meanwhile stays.
+func TestSysVDeleteMaking(t *testing.T) {
+	for _, used := range []bool{false, true} {
+		noQueuesLeft(t)
+		dir := t.TempDir()
+		opts := &store.SysVOptions{}
+		var s *store.SysV
+		killed := errors.New("killed")
+		opts.SetHook(func(step string) {
+			if step == "made" {
+				s.Abandon()
+				panic(killed)
+			}
+		})
+		s = mustOpen(t, dir, opts)
+		func() {
+			defer func() {
+				if r := recover(); r != killed {
+					t.Fatal(r)
+				}
+			}()
+			addMessages(t, s, 10)
+		}()
+		key, err := store.Ftok(dir+"/q.key", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := store.Msgget(key, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if used {
+			if err := store.Msgsnd(id, 1, []byte("not yours")); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { rmid(t, id) })
+		}
+		if err := store.DeleteSysV(dir, "q"); err != nil {
+			t.Error(err)
+		}
+		if _, err := store.Msgget(key, 0); (err == nil) != used {
+			t.Errorf("used %v: the kernel queue after Delete: %v", used, err)
+		}
 	}
 }

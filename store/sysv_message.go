@@ -158,7 +158,7 @@ func (s *SysV) writeLog(entries []Entry, high uint64) error {
 // send puts one message into the kernel, whole or not at all.
 func (s *SysV) send(seq uint64, data []byte) error {
 	if limit := s.maxMessage(); len(data) > limit {
-		return fail(ErrTooLarge, unix.EMSGSIZE, "message %d has %d bytes, and %d kernel queues of %d bytes hold one of %d: use the disk level, or sysctl -w kernel.msgmnb=%d",
+		return fail(ErrTooLarge, unix.EMSGSIZE, "message %d has %d bytes, and %d kernel queues of %d bytes hold one of %d: use the disk level, or sysctl -w kernel.msgmnb=%d"+sizeFrom,
 			seq, len(data), s.opts.MaxSegments, s.limits.mnb, limit, 4*s.limits.mnb)
 	}
 	if seq > s.keys.high {

@@ -169,7 +169,7 @@ func (s *SysV) recoverSegments() (missing int, err error) {
 			}
 		case segmentMaking:
 			next.id, next.state = 0, segmentFree
-			if err := s.reclaim(line); err != nil {
+			if err := s.keys.reclaim(line, int(s.opts.Mode&0o777)); err != nil {
 				return missing, err
 			}
 		case segmentStrange: // create finds out whose the key is now
@@ -185,22 +185,22 @@ func (s *SysV) recoverSegments() (missing int, err error) {
 }
 
 // reclaim removes the queue of a create that was killed between msgget and the record of its id.
-// What speaks for that: the key, our uid as owner and creator, our mode, made within a second of the recorded
-// time, and nothing was ever sent to it. If it is a stranger's all the same, that one has lost
+// What speaks for that: the key, our uid as owner and creator, our mode (-1: any), made within a second of the
+// recorded time, and nothing was ever sent to it. If it is a stranger's all the same, that one has lost
 // nothing but an empty queue it just made.
-func (s *SysV) reclaim(line segmentLine) error {
+func (k *keyFile) reclaim(line segmentLine, mode int) error {
 	id, err := msgget(line.key, 0)
 	var ds msqidDS
 	if err != nil || msgctl(id, unix.IPC_STAT, &ds) != nil {
 		return nil
 	}
-	uid := uint32(s.keys.uid)
-	if ds.perm.Uid != uid || ds.perm.Cuid != uid || ds.perm.Mode&0o777 != s.opts.Mode&0o777 ||
+	uid := uint32(k.uid)
+	if ds.perm.Uid != uid || ds.perm.Cuid != uid || mode >= 0 && int(ds.perm.Mode&0o777) != mode ||
 		ds.qnum != 0 || ds.lspid != 0 || ds.stime != 0 || max(ds.ctime-int64(line.id), int64(line.id)-ds.ctime) > 1 {
 		return nil
 	}
 	if err := msgctl(id, unix.IPC_RMID, nil); err != nil && !gone(err) {
-		return fail(ErrNotAllowed, err, "queue %s: remove kernel queue %d", s.keys.name(), id)
+		return fail(ErrNotAllowed, err, "queue %s: remove kernel queue %d", k.name(), id)
 	}
 	return nil
 }

@@ -28,7 +28,14 @@ func (g *kernelQueue) fits(size int) bool {
 	return g.used+size <= g.qbytes && len(g.records()) < min(g.qbytes, maxRecords)
 }
 
+// usualRecords is for how many records room is made at once: as many of some 130 bytes as 16
+// KiB take.
+const usualRecords = 128
+
 func (g *kernelQueue) add(seq uint64, size int) {
+	if g.seqs == nil {
+		g.seqs = make([]uint64, 0, usualRecords)
+	}
 	g.seqs = append(g.seqs, seq)
 	g.used += size
 }
@@ -98,7 +105,7 @@ func (s *SysV) room(size int) (*kernelQueue, error) {
 		}
 	}
 	if err == nil {
-		err = fail(ErrFull, unix.EAGAIN, "queue %s is full: %d messages of %d bytes in %d kernel queues of %d bytes; consume some, or allow larger kernel queues: sysctl -w kernel.msgmnb=%d",
+		err = fail(ErrFull, unix.EAGAIN, "queue %s is full: %d messages of %d bytes in %d kernel queues of %d bytes; consume some, or allow larger kernel queues: sysctl -w kernel.msgmnb=%d"+sizeFrom,
 			s.keys.name(), s.index.live, s.bytes, s.queues(), s.limits.mnb, 4*s.limits.mnb)
 	}
 	return nil, err
@@ -135,6 +142,9 @@ func (s *SysV) grow() (bool, error) {
 	}
 	return false, nil
 }
+
+// sizeFrom says when a raised kernel.msgmnb counts.
+const sizeFrom = " (kernel queues that exist keep their size; new ones take it once the broker is started again)"
 
 // create makes the kernel queue of segment number, or returns nil where its key is
 // not to be had.
