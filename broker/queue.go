@@ -61,6 +61,7 @@ type workQueue struct {
 	reopening bool   // its store is being opened again
 
 	unmarked bool           // a kill would leave a store that seems to have been closed in order
+	unsure   uint64         // messages up to it may have been delivered by a broker that was killed
 	opening  bool           // its store is being made
 	deleted  bool           // it goes
 	removing bool           // its store is being removed
@@ -346,7 +347,7 @@ func (l *loop) enqueue(p *peer, r *route, m *wire.Publish, o *wire.PublishOption
 	by := origin{peer: p, number: p.published}
 	for _, tap := range r.taps {
 		q := tap.tapped
-		if q.mayPass(l, p, r) && !q.core.HasRoom(rec.Size) {
+		if q.mayPass(l, p, r) && (!q.core.HasRoom(rec.Size) || q.refusePush(l, rec.Size, l.memory) != nil) {
 			q.passed++
 			q.tellFull(l)
 			continue
