@@ -46,7 +46,9 @@ func (d *Disk) owed(messages int) int64 {
 
 // reserve is what must be left behind w, with which reach bytes of the active segment live.
 func (d *Disk) reserve(w load, reach int64) int64 {
-	waste := min(int64(len(d.segments)+1)*max(d.largest, w.largest), (d.live+w.all)/8)
+	// One file after the other is filled until a record does not fit: of two, more than one is.
+	largest := max(d.largest, w.largest)
+	waste := max(0, min(int64(len(d.segments)+1)*largest, d.live+w.all-largest))
 	return d.floor(reach, w.largest) + d.owed(w.messages) + w.slack + waste
 }
 

@@ -267,9 +267,9 @@ func (d *Disk) spareFor(need int64) error {
 
 // regroup makes one spare for a record of need bytes out of smaller ones, or returns err.
 func (d *Disk) regroup(need int64, err error) error {
-	size := int64(0)
+	size, have := (need+segmentData+recordHeader+pageSize-1)&^(pageSize-1), int64(0)
 	for n, sp := range d.spares.ready {
-		if size += sp.size; size < need+segmentData+recordHeader+pageSize {
+		if have += sp.size; have < size {
 			continue
 		}
 		for _, sp := range d.spares.ready[:n+1] {
@@ -280,7 +280,7 @@ func (d *Disk) regroup(need int64, err error) error {
 		if err != nil {
 			return err
 		}
-		return d.makeSpare(size &^ (pageSize - 1))
+		return d.makeSpare(size)
 	}
 	return err
 }

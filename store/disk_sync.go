@@ -68,6 +68,7 @@ func (d *Disk) syncLoop() {
 // dropIdle drops oldest segments of which nothing is needed, once that is durable. The
 // drop is durable before the next one, so there is never a gap.
 func (d *Disk) dropIdle() error {
+	defer d.trim()
 	for range maxDrops {
 		d.spares.poll()
 		if d.spares.old {
@@ -82,6 +83,13 @@ func (d *Disk) dropIdle() error {
 		}
 	}
 	return nil
+}
+
+// trim removes spares that are no longer wanted, now that less is kept.
+func (d *Disk) trim() {
+	if excess := d.free() - d.target() - d.segmentSize(0); excess > 0 && len(d.spares.ready) > 1 {
+		d.spares.trim(excess)
+	}
 }
 
 // drop takes the oldest segment away. Its file becomes a spare if room is short or one of its
@@ -102,7 +110,6 @@ func (d *Disk) drop(oldest *segment) error {
 		return nil
 	}
 	d.spares.failed = false
-	d.spares.trim(d.free() - d.target() - d.segmentSize(0))
 	oldest.file.Close()
 	if err := d.files.Remove(oldest.path); err != nil {
 		return d.poison(d.diskError(err, "remove %s", oldest.path))
