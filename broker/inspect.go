@@ -142,7 +142,7 @@ func (q *workQueue) info(l *loop) wire.QueueInfo {
 	s := q.core.Stats()
 	info := wire.QueueInfo{
 		Name: q.name, Settings: q.settings, Owner: q.owner, Paused: q.core.Paused(), Draining: q.draining,
-		Ready: int64(s.Ready + s.Pending), Delayed: int64(s.Delayed), Leased: int64(s.Leased), Dead: int64(s.Dead),
+		Ready: int64(s.Ready), Delayed: int64(s.Delayed), Leased: int64(s.Leased), Dead: int64(s.Dead),
 		Bytes: s.Bytes, Consumers: int64(len(q.consumers)), StoreFree: -1,
 		Pushed: s.Pushed, Delivered: s.Delivered, Redelivered: s.Redelivered, Acked: s.Acked, Nacked: s.Nacked,
 		Expired: s.Expired, Dropped: s.Dropped + q.passed, Duplicates: s.Duplicates, Lost: s.Lost,

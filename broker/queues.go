@@ -45,6 +45,9 @@ func (l *loop) takeQueue(name string, k *stored) *workQueue {
 // kill leaves then may have been delivered. A kill between the messages of a push and its
 // marks has left them without.
 func (q *workQueue) begin(l *loop, k *stored) {
+	if q.unsure = k.note.Unsure; !k.note.Clean {
+		q.unsure = k.store.Stats().High
+	}
 	q.remember(l)
 	q.unmarked = true
 	c := q.commit(l)
@@ -378,10 +381,13 @@ func (l *loop) reopened(q *workQueue, k *stored, err error) {
 	l.leasesEnded(q)
 }
 
+// finishTurns bounds finishQueues, should queues never come to an end with one another.
+const finishTurns = 1000
+
 // finishQueues has done what is under way: commits, and dead letters that move from one
 // queue to another.
 func (l *loop) finishQueues() {
-	for range 10_000 { // bounded, should two queues never come to an end with one another
+	for range finishTurns {
 		l.keep()
 		busy := false
 		for _, q := range l.queues {
@@ -391,7 +397,7 @@ func (l *loop) finishQueues() {
 			return
 		}
 		if busy {
-			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(l.wake), Events: unix.POLLIN}}, 1000)
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(l.wake), Events: unix.POLLIN}}, 100)
 			l.runPosted()
 		}
 	}

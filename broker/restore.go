@@ -64,7 +64,7 @@ func (k *stored) restore(now int64) error {
 	var seq uint64
 	flush := func(s queue.State) {
 		if seq != 0 {
-			k.core.Restore(seq, &pending.Message, s, !k.note.Clean)
+			k.core.Restore(seq, &pending.Message, s, !k.note.Clean || seq <= k.note.Unsure)
 			seq = 0
 		}
 	}

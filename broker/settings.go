@@ -168,12 +168,13 @@ type note struct {
 	Owner    uint32             `msgpack:"owner"`
 	Paused   bool               `msgpack:"paused"`
 	Draining bool               `msgpack:"draining"`
-	Clean    bool               `msgpack:"clean"` // the broker stopped in order: what had been delivered has its State
+	Clean    bool               `msgpack:"clean"`  // the broker stopped in order: what had been delivered has its State,
+	Unsure   uint64             `msgpack:"unsure"` // but for messages up to this one, which an earlier one that was killed may have delivered
 }
 
 // note returns q's.
 func (q *workQueue) note(clean bool) store.Entry {
-	data, err := msgpack.Marshal(&note{q.settings, q.owner, q.core.Paused(), q.draining, clean})
+	data, err := msgpack.Marshal(&note{q.settings, q.owner, q.core.Paused(), q.draining, clean, q.unsure})
 	if err != nil {
 		panic(err) // numbers and strings: it cannot fail
 	}
