@@ -45,9 +45,10 @@ With COMMAND it is run for each message, one at a time, with the body on its sta
 input. When it ends with 0 the message is acknowledged, else it goes back and comes
 again after --retry-delay; as long as it runs the message is leased to it. Its
 environment has POSTBUS_QUEUE, POSTBUS_TOPIC, POSTBUS_SEQ, POSTBUS_TRIES (1 the first
-time), POSTBUS_KEY, POSTBUS_ID, POSTBUS_PRIORITY, POSTBUS_TIME (RFC 3339) and, of who
-pushed it, POSTBUS_UID, POSTBUS_GID and POSTBUS_PID. At SIGINT or SIGTERM pull waits
-for the command that runs.
+time), POSTBUS_REDELIVERED (1 if it may have been delivered before, else empty),
+POSTBUS_KEY, POSTBUS_ID, POSTBUS_PRIORITY, POSTBUS_TIME (RFC 3339) and, of who pushed
+it, POSTBUS_UID, POSTBUS_GID and POSTBUS_PID. At SIGINT or SIGTERM pull waits for the
+command that runs.
 
 With --ack manual pull prints and lets standard input say what becomes of each
 message, by its number (%s, or seq of --json), a command a line:

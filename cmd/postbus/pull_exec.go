@@ -83,12 +83,17 @@ func (p *puller) runCommand(d *client.Delivery) error {
 // commandEnv is what a command's environment says of its message. Text that an
 // environment cannot hold, with a NUL byte in it, is left out.
 func commandEnv(queue string, d *client.Delivery) []string {
+	redelivered := ""
+	if d.Redelivered {
+		redelivered = "1"
+	}
 	var env []string
 	for _, v := range [][2]string{
 		{"QUEUE", queue},
 		{"TOPIC", d.Topic},
 		{"SEQ", strconv.FormatUint(d.Seq, 10)},
 		{"TRIES", strconv.Itoa(d.Tries)},
+		{"REDELIVERED", redelivered},
 		{"KEY", d.Key},
 		{"ID", d.ID},
 		{"PRIORITY", strconv.Itoa(d.Priority)},

@@ -111,14 +111,14 @@ func TestCommandEnv(t *testing.T) {
 	d.Key = "a\x00b"
 	got := commandEnv("jobs", d)
 	for _, want := range []string{
-		"POSTBUS_QUEUE=jobs", "POSTBUS_TOPIC=@queue/jobs", "POSTBUS_SEQ=7", "POSTBUS_TRIES=2", "POSTBUS_ID=i", "POSTBUS_PRIORITY=9",
+		"POSTBUS_QUEUE=jobs", "POSTBUS_TOPIC=@queue/jobs", "POSTBUS_SEQ=7", "POSTBUS_TRIES=2", "POSTBUS_REDELIVERED=1", "POSTBUS_ID=i", "POSTBUS_PRIORITY=9",
 		"POSTBUS_TIME=2001-09-09T01:46:40.000000005Z", "POSTBUS_UID=1", "POSTBUS_GID=2", "POSTBUS_PID=3",
 	} {
 		if !slices.Contains(got, want) {
 			t.Errorf("%s is not in %q", want, got)
 		}
 	}
-	if len(got) != 10 {
+	if len(got) != 11 {
 		t.Errorf("%q: a key with a NUL byte cannot be there", got)
 	}
 }
