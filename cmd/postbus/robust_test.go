@@ -104,9 +104,10 @@ type reader struct {
 	c       *client.Client
 	sub     *client.Subscription
 	got     atomic.Int64
-	next    [10]int64 // by publisher: the number expected next
-	missing int       // numbers passed over
-	again   int       // numbers seen again, marked
+	told    atomic.Int64 // gaps
+	next    [10]int64    // by publisher: the number expected next
+	missing int          // numbers passed over
+	again   int          // numbers seen again, marked
 	gaps    []*client.Gap
 	bad     []string
 }
@@ -170,6 +171,7 @@ func (r *reader) read(ctx context.Context) {
 		var gap *client.Gap
 		if errors.As(err, &gap) {
 			r.gaps = append(r.gaps, gap)
+			r.told.Add(1)
 			continue
 		}
 		if err != nil {
@@ -213,6 +215,19 @@ func (c *crowd) progress() {
 		for n.Load() <= from[i] {
 			if time.Now().After(deadline) {
 				c.t.Fatalf("client %d is stuck", i)
+			}
+			runtime.Gosched()
+		}
+	}
+}
+
+// told waits until every reader was told of n gaps: got may rise by what it had before.
+func (c *crowd) told(n int64) {
+	deadline := time.Now().Add(60 * time.Second)
+	for i, r := range c.readers {
+		for r.told.Load() < n {
+			if time.Now().After(deadline) {
+				c.t.Fatalf("reader %d was told of %d gaps, want %d", i, r.told.Load(), n)
 			}
 			runtime.Gosched()
 		}
@@ -288,13 +303,14 @@ func TestKilledBrokerIsTold(t *testing.T) {
 	b := serve(t, dir)
 	c := newCrowd(t, dir)
 	n := rounds(3)
-	for range n {
+	for i := range n {
 		c.progress()
 		if err := b.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		b.Wait()
 		b = serve(t, dir)
+		c.told(int64(i + 1))
 	}
 	c.progress()
 	c.finish()
