@@ -114,10 +114,10 @@ func (c *taking) leave() error {
 				c.add(s.call, never, s.action)
 			}
 		}
-		c.add(call, never, action{kind: actLeave, consumer: c.number})
+		c.add(call, never, action{kind: actLeave, consumer: c.number, unsure: true})
 		return err
 	}
-	if c.lazy && len(c.held) > 0 && c.level != "disk" { // there a newer try may be its, and not here yet
+	if c.lazy && len(c.held) > 0 {
 		c.settle(c.held[len(c.held)-1])
 		if err := c.finish(); err != nil {
 			return err

@@ -14,8 +14,7 @@ import (
 //
 // It rests on this: every message is acknowledged in the end, so each try but the last has
 // ended in another way before the next one came, and a try that nobody saw was in between.
-// Those are of consumers that died, or that lost the lease before the message was read
-// from the disk; without any such consumer there is no place for them in the history.
+// Those are of consumers that died; without any there is no place for them in the history.
 func (h *history) hindsight() []porcupine.Operation {
 	for body, places := range h.pushes {
 		for _, i := range places {
@@ -56,10 +55,10 @@ func (h *history) hindsight() []porcupine.Operation {
 
 // witness answers questions about a whole history.
 type witness struct {
-	takes    []porcupine.Operation
-	settles  []action
-	last     map[uint16]byte // by message, the last try
-	careless bool            // there were consumers that may not have noticed a delivery
+	takes   []porcupine.Operation
+	settles []action
+	last    map[uint16]byte // by message, the last try
+	died    bool            // there were consumers that may not have read all they got
 }
 
 func newWitness(ops []porcupine.Operation) *witness {
@@ -71,8 +70,8 @@ func newWitness(ops []porcupine.Operation) *witness {
 			w.last[a.seq] = max(w.last[a.seq], a.tries)
 		case actSettle:
 			w.settles = append(w.settles, a)
-		case actLeave, actOver:
-			w.careless = true
+		case actLeave:
+			w.died = w.died || a.unsure
 		}
 	}
 	return w
@@ -115,7 +114,7 @@ func (w *witness) over(op porcupine.Operation, a *action) []porcupine.Operation 
 func (w *witness) unnoticed() (all []porcupine.Operation) {
 	for seq, last := range w.last {
 		since := int64(0)
-		for tries := byte(1); tries <= last && w.careless; tries++ {
+		for tries := byte(1); tries <= last && w.died; tries++ {
 			if op := w.take(seq, tries); op != nil {
 				since = op.Call
 				continue

@@ -34,7 +34,7 @@ type job struct {
 
 const (
 	nobody  = 0   // it is ready, or waits for another of its key
-	unseen  = 254 // a consumer that was given it without noticing
+	unseen  = 254 // a consumer that was given it and died before it read that
 	nowhere = 255 // it is delayed
 )
 
@@ -51,7 +51,7 @@ type action struct {
 	delayed  bool      // of push and nack
 	verb     wire.Verb // of settle
 	lost     bool      // of settle: it was not leased to the consumer
-	unsure   bool      // of settle: nobody was told what came of it
+	unsure   bool      // of settle: nobody was told what came of it; of leave: it died
 	counts   [3]int    // of look: ready, delayed, leased
 }
 

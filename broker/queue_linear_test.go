@@ -56,7 +56,6 @@ type history struct {
 	t     *testing.T
 	bus   *brokertest.Bus
 	name  string
-	level string
 	seed  uint64
 	begin time.Time
 	ended atomic.Bool
@@ -77,7 +76,7 @@ const (
 var queueNumber atomic.Uint64
 
 func newHistory(t *testing.T, bus *brokertest.Bus, level string, seed uint64) *history {
-	h := &history{t: t, bus: bus, level: level, seed: seed, begin: time.Now(), pushes: map[string][]int{}, numbers: map[string]uint16{}, name: fmt.Sprint("q", queueNumber.Add(1))}
+	h := &history{t: t, bus: bus, seed: seed, begin: time.Now(), pushes: map[string][]int{}, numbers: map[string]uint16{}, name: fmt.Sprint("q", queueNumber.Add(1))}
 	greet(t, bus, "unix").declare(h.name, wire.QueueSettings{Level: level, MaxTries: -1})
 	return h
 }
