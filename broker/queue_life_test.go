@@ -304,3 +304,34 @@ func TestQueueBrokenAtStart(t *testing.T) {
 	s.ask(wire.Queue{Op: wire.OpDelete, Queue: "bad"})
 	s.declare("bad", wire.QueueSettings{Level: "disk"})
 }
+
+// A dead letter whose queue was not there goes to it after a restart.
+func TestQueueBuriesAgain(t *testing.T) {
+	for _, level := range []string{"kernel", "disk"} {
+		t.Run(level, func(t *testing.T) {
+			dir := stateDir(t)
+			bus := queueBus(t, broker.Options{StateDir: dir})
+			s := greet(t, bus, "unix")
+			s.declare("jobs", wire.QueueSettings{Level: level, DeadLetter: "dead"})
+			s.push("jobs", "bad", nil).flush()
+			s.expectKept(1, levels[level])
+			s.consume(wire.Consume{Sub: 1, Queue: "jobs"})
+			s.expectDelivery(1, "bad", 1)
+			s.settle(wire.Settle{Sub: 1, Verb: wire.VerbReject, First: 1, Last: 1}).flush()
+			s.confirmed(1)
+			if info := s.info("jobs"); info.Dead != 1 {
+				t.Errorf("while there is no queue for dead letters: %+v", info)
+			}
+			s.declare("dead", wire.QueueSettings{Level: level})
+			bus.Close()
+
+			bus = queueBus(t, broker.Options{StateDir: dir})
+			s = greet(t, bus, "unix")
+			bus.Eventually(t, "it is moved", func(broker.Stats) bool { return s.info("dead").Ready == 1 && s.info("jobs").Dead == 0 })
+			s.consume(wire.Consume{Sub: 1, Queue: "dead"})
+			if d := s.delivery(1); string(d.Body) != "bad" || d.Origin != "jobs" || d.Reason != "rejected" {
+				t.Errorf("it is %q, %+v", d.Body, d.MessageInfo)
+			}
+		})
+	}
+}
